@@ -1,0 +1,94 @@
+"""The values that cross the façade: atoms, process and request handles, stream events.
+
+Results are plain dicts with the keys of the Erlang maps.  Values that are atoms in
+Erlang are :class:`Atom`, a ``str`` that remembers it is one, so
+``result["cache_hit_kind"] == "exact"`` reads naturally in Python while the
+distribution node still knows an atom from a text.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Final
+
+import msgspec
+
+__all__ = ("Atom", "Event", "ModelPid", "Ref", "text_of")
+
+
+class Atom(str):
+    """A ``str`` that is an atom on the Erlang side.  Compares and hashes as a ``str``."""
+
+    __slots__ = ()
+
+
+class ModelPid(msgspec.Struct, frozen=True):
+    """One life of a model process.  A restarted model keeps its id and gets a new pid."""
+
+    serial: int
+
+    def __str__(self) -> str:
+        return f"<model.{self.serial}>"
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """Identifies one streaming request, as ``reference()`` does in Erlang."""
+
+    serial: int
+
+    def __str__(self) -> str:
+        return f"#Ref<{self.serial}>"
+
+
+_serials: Final = itertools.count(1)
+
+
+def next_serial() -> int:
+    """Return a number that no pid or reference of this process has had."""
+    return next(_serials)
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One message of a stream, with the fields of the Erlang message it stands for.
+
+    ===================  ==========================================  ================
+    ``kind``             Erlang                                      fields
+    ===================  ==========================================  ================
+    ``token``            ``{erllama_token, Ref, Bin}``               ``text``
+    ``thinking_delta``   ``{erllama_token, Ref, {thinking_delta, B}}`` ``text``
+    ``token_id``         ``{erllama_token_id, Ref, Id}``             ``token_id``
+    ``thinking_end``     ``{erllama_thinking_end, Ref, Sig}``        ``signature``
+    ``done``             ``{erllama_done, Ref, Stats}``              ``stats``
+    ``error``            ``{erllama_error, Ref, Reason}``            ``reason``
+    ===================  ==========================================  ================
+
+    ``data`` holds the exact bytes of a fragment.  A fragment may end inside a UTF-8
+    character, so ``text`` is ``str`` where the bytes are valid and ``bytes`` where not;
+    readers who want whole characters use ``Model.stream``.
+    """
+
+    kind: str
+    ref: Ref
+    data: bytes = b""
+    token_id: int | None = None
+    signature: bytes = b""
+    stats: dict[str, Any] | None = None
+    reason: Any = None
+
+    @property
+    def text(self) -> str | bytes:
+        """The fragment as ``str``, or as ``bytes`` where it is not valid UTF-8."""
+        return text_of(self.data)
+
+    @property
+    def terminal(self) -> bool:
+        """True for the last event of a stream: exactly one ``done`` or ``error``."""
+        return self.kind in ("done", "error")
+
+
+def text_of(data: bytes) -> str | bytes:
+    """Return ``data`` decoded where it is valid UTF-8, else unchanged."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
