@@ -23,16 +23,32 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 __all__ = (
+    "BLOCK",
     "Backend",
+    "BackendConfig",
     "BackendError",
     "BackendInfo",
+    "ContextOptions",
+    "ModelOptions",
     "NoSlot",
     "RestoreFailed",
     "Row",
     "Sampler",
     "SamplerOptions",
     "StepFailed",
+    "StubOptions",
 )
+
+BLOCK = 64
+"""Tokens of a block, the unit of capture and restore.
+
+Measured: 64 tokens pack in 0.13 ms and restore 1024 tokens in 2.2 ms on a 135M model.
+Smaller blocks mean shorter tails to store twice; 128 would save about 1 ms a restore.
+"""
+
+# Limits of the original's text functions, beyond which it answers ``too_large``.
+MAX_TEXT_BYTES = 4 * 1024 * 1024
+MAX_TOKENS = 1_048_576
 
 
 class BackendError(Exception):
@@ -54,6 +70,67 @@ class StepFailed(BackendError):
 
 class RestoreFailed(BackendError):
     """A packed part was not accepted.  The target sequence must be cleared."""
+
+
+class ModelOptions(msgspec.Struct, frozen=True):
+    """How the model file is loaded: ``model_opts``."""
+
+    n_gpu_layers: int = -1
+    """Layers to offload; negative means all the build can."""
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    """``none``, ``layer`` or ``row``."""
+    tensor_split: tuple[float, ...] = ()
+    """Share of each device, at most 16; missing ones count as 0, empty means unset."""
+    use_mmap: bool = True
+    use_mlock: bool = False
+    vocab_only: bool = False
+    """Load the vocabulary only.  Text functions work; every step fails."""
+
+
+class ContextOptions(msgspec.Struct, frozen=True):
+    """How the context is made: ``context_opts``."""
+
+    n_ctx: int | None = None
+    """Cells.  ``None`` and 0 mean the training length, but at most 4096."""
+    n_batch: int = 512
+    """Most tokens of a step; clamped to ``n_ctx``."""
+    n_ubatch: int = 512
+    """Tokens computed at once; clamped to ``n_batch``, which 0 means too."""
+    n_seq_max: int = 1
+    """Slots, 1 to 255."""
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    offload_kqv: bool = True
+    flash_attn: str = "auto"
+    """``true``, ``false`` or ``auto``: on, or off where the engine refuses it."""
+    type_k: str = "f16"
+    type_v: str = "f16"
+
+
+class StubOptions(msgspec.Struct, frozen=True):
+    """Test hooks of the stub.  Steps count from 1; 0 leaves a hook out."""
+
+    step_delay_ms: float = 0.0
+    """Sleep of every step, to keep requests running long enough to watch them."""
+    crash_at_step: int = 0
+    """``os.abort()`` in this step: stands for an assertion in the engine."""
+    fail_at_step: int = 0
+    """This step raises :class:`StepFailed` and leaves its sequences as they were."""
+
+
+class BackendConfig(msgspec.Struct, frozen=True):
+    """What :func:`erllama_py._backends.open_backend` needs to know.
+
+    Types are checked by the caller; a value outside its range is ``badarg``.
+    """
+
+    backend: str
+    """``llama`` or ``stub``."""
+    model_path: str = ""
+    model: ModelOptions = ModelOptions()
+    context: ContextOptions = ContextOptions()
+    stub: StubOptions = StubOptions()
 
 
 class BackendInfo(msgspec.Struct, frozen=True):
@@ -222,11 +299,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free context and model.  Idempotent."""
-
-
-BLOCK = 64
-"""Tokens of a block, the unit of capture and restore.
-
-Measured: 64 tokens pack in 0.13 ms and restore 1024 tokens in 2.2 ms on a 135M model.
-Smaller blocks mean shorter tails to store twice; 128 would save about 1 ms a restore.
-"""
