@@ -13,7 +13,7 @@ __all__ = ("DEFAULT_LIMITS", "Limits")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds the decoder enforces; exceeding one is a :class:`DecodeError`, nothing is truncated."""
+    """Bounds the decoder enforces; exceeding one is a :class:`DecodeError`."""
 
     max_depth: int = 256
     """Containers inside containers.  Code that walks terms recursively must survive any term
@@ -33,8 +33,8 @@ class Limits:
     """Magnitude of one big integer.  Half a million bits is far more than any caller needs;
     arithmetic on larger ones stalls a thread for seconds."""
 
-    max_inflated_bytes: int = 256 * 1024 * 1024
-    """What one compressed term may inflate to, checked against its own claim and while inflating."""
+    max_inflated_bytes: int = 64 * 1024 * 1024
+    """What one compressed term may inflate to; both its claim and the inflating are held to it."""
 
 
 DEFAULT_LIMITS = Limits()

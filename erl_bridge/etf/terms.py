@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, final
 
 __all__ = (
     "FALSE",
@@ -35,6 +35,7 @@ __all__ = (
 )
 
 
+@final
 class Atom:
     """An atom: equal to itself and to nothing else.
 
@@ -169,7 +170,8 @@ class BitString:
 class ImproperList:
     """``[A, B | Tail]`` with a tail that is not a list.
 
-    :raises ValueError: there is no item, or the tail is a list (then it is a proper list).
+    :raises ValueError: there is no item.
+    :raises TypeError: the tail is a list: then the whole is one.
     """
 
     items: tuple[Any, ...]
@@ -179,7 +181,7 @@ class ImproperList:
         if not self.items:
             raise ValueError("an improper list has at least one item before its tail")
         if isinstance(self.tail, (list, ImproperList)):
-            raise ValueError("the tail is a list itself: put its items into this one")
+            raise TypeError("the tail is a list itself: put its items into this one")
 
 
 class Map:
