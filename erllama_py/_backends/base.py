@@ -285,16 +285,24 @@ class Backend(Protocol):
     def length(self, seq: int) -> int:
         """The engine's own count: highest position + 1, or 0 for an empty sequence."""
 
+    def packed_size(self, seq: int, start: int, end: int) -> int:
+        """Bytes :meth:`pack` would write, 0 where the cells are gone.
+
+        Up to :data:`BLOCK` tokens need no question: ``info.block_bytes`` holds them.
+        """
+
     def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
         """Pack positions [start, end) of a sequence into ``out``; return bytes written.
 
-        Returns 0 where ``out`` is too small or the cells are gone (pruned window).
+        ``out`` must be writable.  Returns 0 where it is too small or the cells are gone
+        (pruned window).  Without ``info.blocks`` only a whole sequence can be packed.
         """
 
     def unpack(self, seq: int, start: int, end: int, data: memoryview) -> None:
         """Append a packed part [start, end) to a sequence of length ``start``.
 
-        :raises RestoreFailed: not accepted, or the positions afterwards are not those.
+        :raises RestoreFailed: not accepted (damaged, no free cells), or the positions
+            afterwards are not those.  The scratch sequence is empty again.
         """
 
     def close(self) -> None:

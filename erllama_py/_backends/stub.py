@@ -200,11 +200,15 @@ class StubBackend:
         """Return the sequence's number of tokens."""
         return len(self._sequence(seq))
 
+    def packed_size(self, seq: int, start: int, end: int) -> int:
+        """Return four bytes a token."""
+        return TOKEN_BYTES * (end - start) if 0 <= start < end <= self.length(seq) else 0
+
     def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
         """Write the tokens as little-endian 32-bit numbers, as the original does."""
         cells = self._sequence(seq)
-        size = TOKEN_BYTES * (end - start)
-        if not 0 <= start < end <= len(cells) or out.nbytes < size:
+        size = self.packed_size(seq, start, end)
+        if not size or out.nbytes < size:
             return 0
         struct.pack_into(f"<{end - start}I", out, 0, *cells[start:end])
         return size

@@ -1,0 +1,268 @@
+"""llama.cpp as a backend: one model, one context.
+
+This is the contract of :mod:`erllama_py._backends.base` put together from its parts:
+the edge to the library (``llama_native``), text (``llama_vocab``), the batch
+(``llama_batch``), samplers (``llama_sampler``) and sequences (``llama_memory``).
+
+The context is made so that blocks work: unified KV, one sequence more than slots as
+scratch, flash attention resolved here and never left to the engine.  At load a
+self-test computes about fifty tokens to see that blocks do work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp.llama_cpp as native
+import msgspec
+import numpy as np
+
+from erllama_py._backends import native_log
+from erllama_py._backends.base import (
+    BackendConfig,
+    BackendError,
+    BackendInfo,
+    NoSlot,
+    Row,
+    Sampler,
+    SamplerOptions,
+    StepFailed,
+)
+from erllama_py._backends.llama_batch import Batch
+from erllama_py._backends.llama_memory import Memory, PartSizes
+from erllama_py._backends.llama_native import (
+    ContextHandle,
+    ModelHandle,
+    device_memory,
+    engine_identity,
+)
+from erllama_py._backends.llama_sampler import Candidates, LlamaSampler
+from erllama_py._backends.llama_vocab import Vocab
+from erllama_py._backends.rows import check_row_number, check_rows
+from erllama_py._backends.selftest import Verdict, check_blocks
+
+__all__ = ("LlamaBackend",)
+
+_NO_CELLS = 1  # llama_decode: no slot for the batch, nothing changed
+
+
+class LlamaBackend:
+    """A loaded model with its context.
+
+    :raises BackendError: see :func:`erllama_py._backends.open_backend`.
+    """
+
+    def __init__(self, config: BackendConfig) -> None:
+        self._stack = contextlib.ExitStack()
+        self._outputs: list[int] = []
+        self._samplers: weakref.WeakSet[LlamaSampler] = weakref.WeakSet()
+        try:
+            self._open(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: BackendConfig) -> None:
+        model = self._model = ModelHandle(config.model_path, config.model)
+        self._stack.callback(model.close)
+        self._vocab = Vocab(model.vocab)
+        self._stack.callback(self._vocab.close)
+        n_vocab = self._vocab.n_tokens
+        self._candidates = Candidates(n_vocab)
+        self._logits_type = ctypes.c_float * n_vocab
+        # Without weights a step is an assertion, so there is no context to make one in.
+        context = None if config.model.vocab_only else ContextHandle(model, config.context)
+        self._context: Any = context.pointer if context else None
+        self.info = _info(config, model, context, self._vocab)
+        if context is None:
+            return
+        self._stack.callback(context.close)
+        self._memory = Memory(
+            context.pointer, context.memory, config.context.n_seq_max, self.info.n_swa
+        )
+        self._stack.callback(self._memory.close)
+        self._batch = Batch(context.n_batch, context.n_ctx, n_vocab)
+        self._test_blocks(model.block_obstacle())
+
+    def _test_blocks(self, obstacle: str) -> None:
+        verdict = Verdict(obstacle) if obstacle else check_blocks(self)
+        self._memory.clear_all()
+        self._memory.whole_rows = bool(verdict.why_not)
+        if not verdict.why_not:
+            self._memory.sizes = PartSizes(verdict.head, verdict.per_token)
+        self.info = msgspec.structs.replace(
+            self.info,
+            blocks=not verdict.why_not,
+            blocks_why_not=verdict.why_not,
+            block_bytes=verdict.block_bytes,
+        )
+
+    def close(self) -> None:
+        """Free samplers, context and model.  Idempotent."""
+        self._context = None
+        self._outputs = []
+        for sampler in list(self._samplers):
+            sampler.close()
+        self._stack.close()
+
+    # -- text: any thread -----------------------------------------------------------
+
+    def tokenize(self, text: bytes, *, special: bool, parse_special: bool) -> list[int]:
+        """Tokenise; see the contract for limits and errors."""
+        return self._vocab.tokenize(text, special=special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """Concatenate the tokens' pieces."""
+        return self._vocab.detokenize(tokens)
+
+    def piece(self, token: int) -> bytes:
+        """Return one token's text; empty for control tokens."""
+        return self._vocab.piece(token)
+
+    def is_eog(self, token: int) -> bool:
+        """Return whether the token ends generation."""
+        return self._vocab.is_eog(token)
+
+    def device_memory(self) -> tuple[int, int]:
+        """Return (total, free) bytes over non-CPU devices."""
+        return device_memory()
+
+    # -- generation: engine thread ----------------------------------------------------
+
+    def new_sampler(self, options: SamplerOptions) -> LlamaSampler:
+        """Build a request's sampler."""
+        self._running()
+        sampler = LlamaSampler(self._model.vocab, self._candidates, self.info.n_vocab, options)
+        self._samplers.add(sampler)
+        return sampler
+
+    def step(self, rows: Sequence[Row]) -> None:
+        """Evaluate one batch."""
+        context = self._running()
+        self._outputs = []
+        total = check_rows(
+            rows,
+            n_batch=self.info.n_batch,
+            n_seq_max=self.info.n_seq_max,
+            length=self._memory.length,
+        )
+        outputs = self._batch.fill(rows, total)
+        point = native_log.mark()
+        code = native.llama_decode(context, self._batch.struct)
+        if code == _NO_CELLS:
+            raise NoSlot("no_slot", f"no free cells for {total} tokens")
+        if code:
+            lines = "; ".join(native_log.errors_since(point))
+            raise StepFailed("decode_failed", f"the engine answered {code}: {lines}")
+        self._outputs = outputs
+
+    def sample(self, sampler: Sampler, row: int) -> int:
+        """Draw a token from a row's logits."""
+        at = check_row_number(row, self._outputs)
+        return _ours(sampler).sample(self._running(), at, self._logits(at))
+
+    def sample_stored(self, sampler: Sampler, logits: memoryview) -> int:
+        """Draw a token from saved logits."""
+        self._running()
+        if logits.nbytes != self.info.logits_bytes:
+            raise BackendError(
+                "badarg", f"logits of {logits.nbytes} bytes, not {self.info.logits_bytes}"
+            )
+        return _ours(sampler).sample_logits(np.frombuffer(logits, np.float32))
+
+    def copy_logits(self, row: int, out: memoryview) -> None:
+        """Copy a row's logits to ``out``, which may be longer."""
+        logits = self._logits(check_row_number(row, self._outputs))
+        if out.nbytes < self.info.logits_bytes:
+            raise BackendError(
+                "badarg", f"{out.nbytes} bytes for logits of {self.info.logits_bytes}"
+            )
+        np.frombuffer(out, np.float32, self.info.n_vocab)[:] = logits
+
+    # -- memory: engine thread --------------------------------------------------------
+
+    def clear(self, seq: int) -> None:
+        """Remove every cell of a sequence."""
+        self._running()
+        self._memory.clear(seq)
+
+    def truncate(self, seq: int, length: int) -> bool:
+        """Cut a sequence; the positions decide whether it can go on."""
+        self._running()
+        return self._memory.truncate(seq, length)
+
+    def length(self, seq: int) -> int:
+        """Return the engine's count of a sequence's tokens."""
+        self._running()
+        return self._memory.length(seq)
+
+    def packed_size(self, seq: int, start: int, end: int) -> int:
+        """Return the bytes :meth:`pack` would write."""
+        self._running()
+        return self._memory.packed_size(seq, start, end)
+
+    def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
+        """Pack a part of a sequence through the scratch sequence."""
+        self._running()
+        return self._memory.pack(seq, start, end, out)
+
+    def unpack(self, seq: int, start: int, end: int, data: memoryview) -> None:
+        """Append a packed part."""
+        self._running()
+        self._memory.unpack(seq, start, end, data)
+
+    def _running(self) -> Any:
+        if self._context is None:
+            why = "only the vocabulary is loaded" if self._model.vocab_only else "it was closed"
+            raise StepFailed("released", f"the model cannot compute: {why}")
+        return self._context
+
+    def _logits(self, at: int) -> Any:
+        """Return the logits of output ``at`` as an array over the engine's own memory."""
+        pointer = native.llama_get_logits_ith(self._running(), at)
+        if not pointer:
+            raise StepFailed("decode_failed", f"the engine has no logits at {at}")
+        memory: Any = self._logits_type.from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memory, np.float32)
+
+
+def _ours(sampler: Sampler) -> LlamaSampler:
+    if not isinstance(sampler, LlamaSampler):
+        raise BackendError("badarg", "the sampler is another backend's")
+    return sampler
+
+
+def _info(
+    config: BackendConfig, model: ModelHandle, context: ContextHandle | None, vocab: Vocab
+) -> BackendInfo:
+    """Describe the model.  Blocks are tentatively possible: the self-test decides."""
+    pointer = model.pointer
+    return BackendInfo(
+        backend="erllama_model_llama",
+        n_ctx=context.n_ctx if context else 0,
+        n_ctx_train=native.llama_model_n_ctx_train(pointer),
+        n_batch=context.n_batch if context else 0,
+        n_ubatch=context.n_ubatch if context else 0,
+        n_seq_max=config.context.n_seq_max,
+        n_threads=config.context.n_threads,
+        n_threads_batch=config.context.n_threads_batch,
+        n_vocab=vocab.n_tokens,
+        n_embd=native.llama_model_n_embd(pointer),
+        n_swa=native.llama_model_n_swa(pointer),
+        logits_bytes=4 * vocab.n_tokens,
+        model_size_bytes=native.llama_model_size(pointer),
+        total_layers=native.llama_model_n_layer(pointer),
+        n_gpu_layers=config.model.n_gpu_layers,
+        blocks=context is not None,
+        blocks_why_not="" if context else model.block_obstacle(),
+        block_bytes=0,
+        chat_template=model.chat_template(),
+        bos=vocab.bos_text(),
+        eos=vocab.eos_text(),
+        identity=engine_identity(model, context, config.context),
+        description=model.describe(),
+    )

@@ -1,0 +1,167 @@
+"""Sequences of a context: cutting them, and packing and restoring parts of them.
+
+A part [start, end) of a sequence is packed through the scratch sequence: sharing its
+cells with the scratch is metadata only, and the state of the scratch is then exactly
+the part.  Restoring goes the same way back.  This works because KV is unified: on
+split KV the partial share would be an assertion, and the end of the process.
+
+The engine's return values are not believed.  ``seq_rm`` answers true for a cut that
+left a sliding window without cells it needs, and ``set_data`` accepts damaged bytes.
+Positions tell: a sequence's lowest and highest are asked for after every operation.
+For a sliding window they are those of the windowed half of the cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp.llama_cpp as native
+import numpy as np
+
+from erllama_py._backends.base import BackendError, RestoreFailed
+
+__all__ = ("Memory", "PartSizes")
+
+
+class PartSizes:
+    """Bytes of a packed part: the engine's layout is a fixed head plus so much a token."""
+
+    def __init__(self, head: int, per_token: int) -> None:
+        self.head = head
+        self.per_token = per_token
+
+    def of(self, tokens: int) -> int:
+        """Return the exact size of a part of so many tokens."""
+        return self.head + self.per_token * tokens
+
+
+class Memory:
+    """The KV memory of one context."""
+
+    def __init__(self, context: Any, memory: Any, n_seq_max: int, n_swa: int) -> None:
+        self._context = context
+        self._memory = memory
+        self._scratch = n_seq_max
+        self._n_swa = n_swa
+        self.whole_rows = False
+        """Set where parts do not work: then only whole sequences are packed."""
+        self.sizes: PartSizes | None = None
+        """Known once the self-test has measured them; checked on restore."""
+
+    def close(self) -> None:
+        """Forget the context, which is about to be freed."""
+        self._context = self._memory = None
+
+    def clear(self, seq: int) -> None:
+        """See :meth:`erllama_py._backends.base.Backend.clear`."""
+        native.llama_memory_seq_rm(self._memory, self._checked(seq), -1, -1)
+
+    def clear_all(self) -> None:
+        """Empty the context: the next sequence begins at the first cell again."""
+        native.llama_memory_clear(self._memory, False)
+
+    def truncate(self, seq: int, length: int) -> bool:
+        """See :meth:`erllama_py._backends.base.Backend.truncate`."""
+        if length == self.length(seq):
+            return True
+        if length <= 0:
+            self.clear(seq)
+            return length == 0
+        native.llama_memory_seq_rm(self._memory, seq, length, -1)
+        lowest, highest = self._span(seq)
+        needed = max(0, length - self._n_swa) if self._n_swa else 0
+        return highest == length - 1 and 0 <= lowest <= needed
+
+    def length(self, seq: int) -> int:
+        """See :meth:`erllama_py._backends.base.Backend.length`."""
+        return int(native.llama_memory_seq_pos_max(self._memory, self._checked(seq))) + 1
+
+    def packed_size(self, seq: int, start: int, end: int) -> int:
+        """See :meth:`erllama_py._backends.base.Backend.packed_size`."""
+        source = self._lend(seq, start, end)
+        if source is None:
+            return 0
+        size = int(native.llama_state_seq_get_size(self._context, source))
+        self._take_back(source)
+        return size
+
+    def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
+        """See :meth:`erllama_py._backends.base.Backend.pack`."""
+        source = self._lend(seq, start, end)
+        if source is None:
+            return 0
+        try:
+            size = int(native.llama_state_seq_get_size(self._context, source))
+            if size > out.nbytes:
+                return 0
+            target = (ctypes.c_uint8 * size).from_buffer(out)
+            return int(native.llama_state_seq_get_data(self._context, target, size, source))
+        finally:
+            self._take_back(source)
+
+    def unpack(self, seq: int, start: int, end: int, data: memoryview) -> None:
+        """See :meth:`erllama_py._backends.base.Backend.unpack`."""
+        size = data.nbytes
+        if not 0 <= start < end or self.length(seq) != start:
+            raise RestoreFailed(
+                "restore_failed",
+                f"part {start} to {end} on sequence {seq} of {self.length(seq)} tokens",
+            )
+        if self.whole_rows and start:
+            raise RestoreFailed("restore_failed", "this model restores whole sequences only")
+        if self.sizes is not None and size != self.sizes.of(end - start):
+            raise RestoreFailed(
+                "restore_failed",
+                f"{size} bytes for {end - start} tokens, not {self.sizes.of(end - start)}",
+            )
+        target = seq if self.whole_rows else self._scratch
+        # numpy gives an address for read-only memory too, which ctypes does not.
+        source = np.frombuffer(data, np.uint8)
+        address = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = native.llama_state_seq_set_data(self._context, address, size, target)
+        span = self._span(target)
+        # Of a sequence with a sliding window packed whole, the lowest cells are gone.
+        fits = span[1] == end - 1 and (self.whole_rows or span[0] == start)
+        if read != size or not fits:
+            native.llama_memory_seq_rm(self._memory, target, -1, -1)
+            raise RestoreFailed(
+                "restore_failed",
+                f"the engine took {read} of {size} bytes, positions {span[0]} to {span[1]}"
+                if read
+                else "the engine refused the part: damaged, or no room for it",
+            )
+        if target == seq:
+            return
+        native.llama_memory_seq_cp(self._memory, target, seq, start, end)
+        self._take_back(target)
+        if self.length(seq) != end:
+            raise RestoreFailed("restore_failed", f"sequence {seq} ends at {self.length(seq)}")
+
+    def _lend(self, seq: int, start: int, end: int) -> int | None:
+        """Return the sequence whose state is the part [start, end), or None if it is gone."""
+        self._checked(seq)
+        if not 0 <= start < end:
+            return None
+        if self.whole_rows:
+            return seq if start == 0 and self.length(seq) == end else None
+        native.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
+        if self._span(self._scratch) == (start, end - 1):
+            return self._scratch
+        self._take_back(self._scratch)
+        return None
+
+    def _take_back(self, source: int) -> None:
+        if source == self._scratch:
+            native.llama_memory_seq_rm(self._memory, source, -1, -1)
+
+    def _span(self, seq: int) -> tuple[int, int]:
+        return (
+            native.llama_memory_seq_pos_min(self._memory, seq),
+            native.llama_memory_seq_pos_max(self._memory, seq),
+        )
+
+    def _checked(self, seq: int) -> int:
+        if not 0 <= seq < self._scratch:
+            raise BackendError("badarg", f"there is no sequence {seq}")
+        return seq

@@ -1,0 +1,211 @@
+"""A request's sampler: a llama.cpp chain, and beside it the grammar.
+
+The chain is penalties, top-k, top-p, min-p, then temperature and a seeded draw, or
+greedy.  A grammar is kept out of it: applied first, as the chain order has it, it
+tests every token of the vocabulary (25 ms a token with 262k of them).  So the chain
+chooses, the grammar is asked about that one token, and only if it refuses is it
+applied to all and the chain run again.  Where the grammar accepts, the result is the
+one grammar-first would give for greedy, and a fair draw otherwise.
+
+Three ways lead to a token, and all of them to the same one:
+
+========================  ======================  ============================
+chain                     from a step             from stored logits
+========================  ======================  ============================
+greedy alone              numpy's argmax          the same
+anything, no grammar      ``llama_sampler_sample``  candidates, applied
+with a grammar            candidates, applied     the same
+========================  ======================  ============================
+
+Accepting a token a grammar does not allow throws a C++ exception through ctypes, which
+ends the process; nothing is accepted here that was not checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import weakref
+from typing import Any
+
+import llama_cpp.llama_cpp as native
+import numpy as np
+
+from erllama_py._backends import native_log
+from erllama_py._backends.base import BackendError, SamplerOptions
+
+__all__ = ("Candidates", "LlamaSampler")
+
+PENALTY_WINDOW = 64
+"""Tokens the repetition penalty looks back on.  Only generated ones are accepted into
+the chain, so the prompt never counts."""
+_GRAMMAR_ROOT = b"root"
+
+# struct llama_token_data
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class Candidates:
+    """The vocabulary as llama.cpp's samplers take it; one table serves a whole context."""
+
+    def __init__(self, n_vocab: int) -> None:
+        self._ids = np.arange(n_vocab, dtype=np.int32)
+        self._table = np.zeros(n_vocab, _TOKEN_DATA)
+        self._data = ctypes.cast(self._table.ctypes.data, native.llama_token_data_p)
+        self._array: Any = native.llama_token_data_array()
+        self._one = np.zeros(1, _TOKEN_DATA)
+        self._one_data = ctypes.cast(self._one.ctypes.data, native.llama_token_data_p)
+
+    def choose(self, chain: Any, logits: Any) -> int:
+        """Run a chain over fresh candidates; return the token it selects."""
+        self._fill(logits)
+        return int(self._run(chain)[0])
+
+    def choose_allowed(self, chain: Any, grammar: Any, logits: Any) -> int:
+        """Apply the grammar to fresh candidates, then the chain.
+
+        :raises BackendError: ``grammar_failed`` where no token of the vocabulary fits.
+        """
+        self._fill(logits)
+        native.llama_sampler_apply(grammar, ctypes.byref(self._array))
+        best = int(self._table["logit"].argmax())
+        if self._table["logit"][best] == -math.inf:
+            raise BackendError("grammar_failed", "no token of the vocabulary fits the grammar here")
+        # Read before the chain runs: samplers sort the table in place.
+        best_id = int(self._table["id"][best])
+        token, logit = self._run(chain)
+        # A draw may land on a refused token where rounding leaves it the last share.
+        return best_id if logit == -math.inf else token
+
+    def allows(self, grammar: Any, token: int) -> bool:
+        """Ask the grammar about one token."""
+        self._one[0] = (token, 1.0, 0.0)
+        self._point(self._one_data, 1)
+        native.llama_sampler_apply(grammar, ctypes.byref(self._array))
+        return bool(self._one["logit"][0] != -math.inf)
+
+    def _fill(self, logits: Any) -> None:
+        self._table["id"] = self._ids
+        self._table["logit"] = logits
+        self._point(self._data, len(self._ids))
+
+    def _point(self, data: Any, size: int) -> None:
+        self._array.data = data
+        self._array.size = size
+        self._array.selected = -1
+        self._array.sorted = False
+
+    def _run(self, chain: Any) -> tuple[int, float]:
+        native.llama_sampler_apply(chain, ctypes.byref(self._array))
+        if not 0 <= self._array.selected < self._array.size:
+            raise BackendError("sample_failed", "the sampler chain selected no token")
+        chosen = self._array.data[self._array.selected]
+        return chosen.id, chosen.logit
+
+
+class LlamaSampler:
+    """One request's chain and grammar.
+
+    :raises BackendError: ``badarg``, ``grammar_failed``, ``oom``.
+    """
+
+    def __init__(self, vocab: Any, candidates: Candidates, n_vocab: int, o: SamplerOptions) -> None:
+        self._candidates = candidates
+        self._free = contextlib.ExitStack()
+        # A sampler that was dropped unclosed is freed with its Python object.
+        self._close = weakref.finalize(self, self._free.close)
+        self._close.atexit = False
+        stages = _stages(n_vocab, o)
+        self._greedy_alone = stages == [(native.llama_sampler_init_greedy, ())]
+        try:
+            self._grammar = self._own(_grammar(vocab, o.grammar)) if o.grammar is not None else None
+            self._chain = self._own(
+                native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
+            )
+            for build, arguments in stages:
+                native.llama_sampler_chain_add(self._chain, _made(build(*arguments)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Free chain and grammar.  Idempotent."""
+        self._chain = self._grammar = None
+        self._close()
+
+    def sample(self, context: Any, at: int, logits: Any) -> int:
+        """Choose and accept a token of the context's output ``at``.
+
+        :param logits: that output's logits, as a numpy array.
+        """
+        if self._greedy_alone or self._grammar is not None:
+            return self.sample_logits(logits)
+        if self._chain is None:
+            raise BackendError("released", "the sampler was closed")
+        return int(native.llama_sampler_sample(self._chain, context, at))
+
+    def sample_logits(self, logits: Any) -> int:
+        """Choose and accept the token :meth:`sample` would, from logits alone."""
+        if self._chain is None:
+            raise BackendError("released", "the sampler was closed")
+        if self._greedy_alone:
+            token = int(logits.argmax())
+        else:
+            token = self._candidates.choose(self._chain, logits)
+        if self._grammar is not None:
+            if not self._candidates.allows(self._grammar, token):
+                token = self._candidates.choose_allowed(self._chain, self._grammar, logits)
+            native.llama_sampler_accept(self._grammar, token)
+        if not self._greedy_alone:
+            native.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _own(self, pointer: Any) -> Any:
+        self._free.callback(native.llama_sampler_free, _made(pointer))
+        return pointer
+
+
+def _stages(n_vocab: int, o: SamplerOptions) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Return the chain as constructors and arguments; neutral values leave a stage out."""
+    stages: list[tuple[Any, tuple[Any, ...]]] = []
+    penalty = o.repetition_penalty
+    if penalty is not None and penalty != 1.0:
+        if not 0.0 < penalty < math.inf:
+            raise BackendError("badarg", f"repetition_penalty is {penalty}: it must be above 0")
+        stages.append(
+            (native.llama_sampler_init_penalties, (n_vocab, PENALTY_WINDOW, penalty, 0.0, 0.0))
+        )
+    if o.top_k is not None and o.top_k > 0:
+        stages.append((native.llama_sampler_init_top_k, (min(o.top_k, n_vocab),)))
+    if o.top_p is not None and o.top_p < 1.0:
+        stages.append((native.llama_sampler_init_top_p, (o.top_p, 1)))
+    if o.min_p is not None and o.min_p > 0.0:
+        stages.append((native.llama_sampler_init_min_p, (o.min_p, 1)))
+    if o.temperature is not None and o.temperature > 0.0:
+        stages.append((native.llama_sampler_init_temp, (o.temperature,)))
+        stages.append((native.llama_sampler_init_dist, (o.seed & 0xFFFFFFFF,)))
+    else:
+        stages.append((native.llama_sampler_init_greedy, ()))
+    return stages
+
+
+def _grammar(vocab: Any, text: bytes) -> Any:
+    if not text or b"\0" in text:
+        raise BackendError("badarg", "the grammar is empty or has a NUL in it")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise BackendError("badarg", f"the grammar is not UTF-8: {error}") from None
+    point = native_log.mark()
+    with native_log.stderr_captured():
+        pointer = native.llama_sampler_init_grammar(vocab, text, _GRAMMAR_ROOT)
+    if not pointer:
+        raise BackendError("grammar_failed", "; ".join(native_log.errors_since(point)))
+    return pointer
+
+
+def _made(pointer: Any) -> Any:
+    if not pointer:
+        raise BackendError("oom", "the engine could not make a sampler")
+    return pointer
