@@ -1,0 +1,22 @@
+"""How the documentation is built: ``make docs``."""
+
+import erllama_py
+
+project = "erllama_py"
+author = "the erllama_py authors"
+version = release = erllama_py.__version__
+copyright = author  # noqa: A001 - Sphinx reads this name
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+nitpicky = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+
+html_theme = "alabaster"
+html_title = f"erllama_py {version}"
+html_show_sourcelink = False
