@@ -26,7 +26,8 @@ from typing import Any, Final
 
 from erl_bridge.etf import tags
 from erl_bridge.etf.bulk import BULK_MIN, read_numbers
-from erl_bridge.etf.errors import DecodeError
+from erl_bridge.etf.encode import encode_body
+from erl_bridge.etf.errors import DecodeError, EncodeError
 from erl_bridge.etf.leaves import LEAVES, Bytes, cut_off, read_atom
 from erl_bridge.etf.limits import DEFAULT_LIMITS, Limits
 from erl_bridge.etf.terms import (
@@ -139,6 +140,7 @@ def _decode_body(buf: Bytes, pos: int, limits: Limits) -> tuple[Any, int]:
     kind = _ROOT
     opened = pos
     stack: list[tuple[list[Any], int, int, int]] = []
+    reread = 0
     value: Any
 
     while True:
@@ -233,7 +235,12 @@ def _decode_body(buf: Bytes, pos: int, limits: Limits) -> tuple[Any, int]:
             if kind == _TUPLE:
                 value = tuple(items)
             elif kind == _MAP:
-                value = _close_map(items, opened)
+                value = _close_map(items)
+                if type(value) is Map:
+                    reread += pos - opened
+                    if reread > _REREAD_TIMES * end + _REREAD_FREE:
+                        raise DecodeError("maps are nested too deep in keys of maps", opened)
+                    _check_distinct(value, opened)
             elif kind == _LIST:
                 tag = buf[pos]
                 if tag == tags.NIL:
@@ -293,6 +300,9 @@ def _too_many(limits: Limits, pos: int) -> DecodeError:
 # Hashing and comparing nested tuples recurses in C without a check, so deeper keys go to
 # a Map too.  And Python's hash of numbers is public: keys made to collide turn a dict into
 # a quadratic search, so they go to a Map as well.
+#
+# Keys of a Map are told apart by their encoding, which costs as much as reading them again,
+# at every level if maps are keys of maps; hence the bound on what may be read again.
 
 _PLAIN_KEYS: Final = frozenset(
     {int, float, bytes, Atom, Pid, Reference, Port, Export, BitString, Fun}
@@ -300,21 +310,22 @@ _PLAIN_KEYS: Final = frozenset(
 _KEY_DEPTH: Final = 32
 _COLLIDING: Final = 32  # equal hashes that many keys may share
 _MANY_KEYS: Final = 256  # below, even a quadratic search is quick
+_REREAD_TIMES: Final = 8
+_REREAD_FREE: Final = 4096  # bytes; small messages may nest as they like
 
 
-def _close_map(items: list[Any], pos: int) -> dict[Any, Any] | Map:
+def _close_map(items: list[Any]) -> dict[Any, Any] | Map:
     keys = items[0::2]
+    pairs = zip(keys, items[1::2], strict=True)
     if not _PLAIN_KEYS.issuperset(map(type, keys)) and not all(map(_hashable, keys)):
-        return Map(zip(keys, items[1::2], strict=True))
+        return Map(pairs)
     if len(keys) > _MANY_KEYS:
         [(_, most)] = Counter(map(hash, keys)).most_common(1)
         if most > _COLLIDING:
-            return Map(zip(keys, items[1::2], strict=True))
-    made = dict(zip(keys, items[1::2], strict=True))
+            return Map(pairs)
+    made = dict(pairs)
     if len(made) == len(keys):
         return made
-    if len({_exact(key) for key in keys}) < len(keys):
-        raise DecodeError("a map has the same key twice", pos)
     return Map(zip(keys, items[1::2], strict=True))
 
 
@@ -334,13 +345,14 @@ def _hashable(key: Any) -> bool:
     return False
 
 
-def _exact(key: Any) -> Any:
-    """Make keys comparable as ``=:=`` compares: 1, 1.0, 0.0 and -0.0 apart, inside tuples too."""
-    if type(key) is tuple:
-        return tuple(map(_exact, key))
-    if type(key) is float:
-        return (float, key.hex())
-    return (type(key), key)
+def _check_distinct(made: Map, pos: int) -> None:
+    """Refuse a map with a key twice.  Maps as keys count as different in a different order."""
+    try:
+        keys = {encode_body(key) for key, _ in made.pairs}
+    except EncodeError as error:  # with limits wider than what may be sent
+        raise DecodeError(f"a map has a key that no node would send: {error}", pos) from None
+    if len(keys) < len(made.pairs):
+        raise DecodeError("a map has the same key twice", pos)
 
 
 # --- funs -------------------------------------------------------------------------------
