@@ -130,7 +130,8 @@ def _leaf(term: Any, limit: int) -> str:
     if isinstance(term, Port):
         return f"#Port<{_atom(term.node)}.{term.id}>"
     if isinstance(term, Fun):
-        return f"#Fun<{_atom(term.module) if term.module else '?'}/{term.arity}>"
+        arity = "" if term.arity is None else f"/{term.arity}"
+        return f"#Fun<{_atom(term.module) if term.module else '?'}{arity}>"
     if isinstance(term, Export):
         return f"fun {_atom(term.module)}:{_atom(term.function)}/{term.arity}"
     if isinstance(term, Encoded):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-import erlang  # erlang-py, the oracle
+import erlang  # type: ignore[import-untyped]  # erlang-py, the oracle, has no types
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
