@@ -1,0 +1,408 @@
+"""The index: what is stored, found, superseded and evicted, across all namespaces.
+
+Pure data: no locks, no clocks (times are passed in), no bytes.  Extents are opaque; the
+ones that became free wait in :attr:`Index.freed` for the owner to collect.
+
+Replacing.  A payload of grade P takes the place of S on its node, and of T that no row
+needs.  T stays beside P while a row is exact at ``bit`` through it.  An S tail goes
+when a longer sibling that begins with its tokens carries S of the same thread count or
+P; rows that ended in the tail then end inside the sibling.
+
+Eviction takes leaves, so a payload's whole chain from position 0 is there as long as
+the payload is.  Exempt are nodes with pins (the tip of a running request, a pinned row)
+and nodes one of whose payloads is being read.
+
+Invariants
+  * a live node other than a root has a payload or a child with one, and its parent is
+    live; a childless node has a payload;
+  * a live row's node is live, and ``node.start < length <= node.end``;
+  * no payload is both live and in ``freed``; a blob enters ``freed`` once, when it is
+    dropped and its pins are zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from typing import Any, Final
+
+from erllama_py._cache.grade import Grade, Want, last_slice
+from erllama_py._cache.queue import EvictionQueue
+from erllama_py._cache.row import Logits, Row, Space
+from erllama_py._cache.trie import (
+    TOKEN_BYTES,
+    Blob,
+    Match,
+    Node,
+    Payload,
+    covering,
+    prefixes,
+    walk,
+)
+
+__all__ = ("Index", "Logits", "Row", "Space")
+
+LOGITS_KEPT: Final = 4
+"""Rows of one branch that keep their logits: the turns a user is likely to redo."""
+
+GHOSTS_KEPT: Final = 4096
+"""Evicted rows whose key and length are remembered, so that a ``parent_key`` still
+finds what is left of its row."""
+
+
+class Index:
+    """All spaces, with one eviction order over them."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.freed: list[Any] = []
+        """Extents nothing refers to any more, for the owner to take."""
+        self.rows_gone = 0
+        """Rows evicted or broken since the owner last looked."""
+        self.payloads: dict[int, Payload] = {}
+        self.rows: OrderedDict[Row, None] = OrderedDict()
+        """All rows, the longest unused first."""
+        self.nodes = 0
+        self.grades = {"P": 0, "T": 0, "S": 0}
+        """Payloads by kind of grade."""
+        self._serials = itertools.count(1)
+        self.queue = EvictionQueue()
+
+    # -- finding --------------------------------------------------------------------
+
+    def search(self, space: Space, tokens: bytes, want: Want) -> Match:
+        """Find the longest usable prefix of ``tokens``.
+
+        At ``bit`` these are whole blocks; cutting down to a multiple of the chunk is
+        for the caller, who also knows how many tokens must be left to compute.
+        """
+        match = walk(space.root, tokens, want, self.block)
+        at = match.length * TOKEN_BYTES
+        rest = tokens[at : at + self.block * TOKEN_BYTES]
+        if rest and not want.bit:
+            found = match.tip.nearest(rest, want)
+            if found is not None:
+                match.payloads.append(found[0])
+                match.length += found[1]
+        return match
+
+    def exact(self, space: Space, tokens: bytes, chunk: int) -> Match | None:
+        """Find the payloads a canonical prefill of exactly these tokens left, or None."""
+        length = len(tokens) // TOKEN_BYTES
+        boundary = length // chunk * chunk
+        whole, last = Grade("P", chunk), last_slice(chunk, length)
+        step = self.block * TOKEN_BYTES
+        payloads: list[Payload] = []
+        node = tip = space.root
+        for at in range(0, len(tokens), step):
+            child = node.children.get(tokens[at : at + step])
+            payload = child.variants.get(whole if node.end < boundary else last) if child else None
+            if child is None or payload is None:
+                return None
+            payloads.append(payload)
+            node = child
+            if len(node.tokens) == step:
+                tip = node
+        return Match(payloads, length, tip)
+
+    # -- storing --------------------------------------------------------------------
+
+    def add(
+        self, parent: Node, tokens: bytes, grade: Grade, blob: Blob, want: Want, now: int
+    ) -> tuple[Node | None, bool]:
+        """Store a block or a tail under ``parent``; return (its node, whether it was new).
+
+        The node is None where the chain is broken: the parent is gone, or is not of a
+        grade that ``grade`` may follow.  Where the payload is not new, the node is the
+        one that covers the tokens, and ``blob`` stays the caller's.
+
+        :raises ValueError: tokens of such a length, at this place, cannot have this grade.
+        """
+        self._check(parent, tokens, grade)
+        if not parent.live or not self._may_follow(parent, grade):
+            return None, False
+        node = parent.children.get(tokens)
+        if node is not None and self._has(node, grade, want):
+            self.touch(node, now)
+            return node, False
+        if grade.kind == "S" and len(tokens) < self.block * TOKEN_BYTES:
+            cover = covering(parent, tokens, want.loosely)
+            if cover is not None:
+                self.touch(cover.node, now)
+                return cover.node, False
+        if node is None:
+            node = Node(parent, tokens)
+            parent.hang(node)
+            self.nodes += 1
+        self.touch(node, now)
+        payload = Payload(next(self._serials), node, grade, blob.extent, blob.nbytes, blob.crc)
+        node.variants[grade] = payload
+        self.payloads[payload.serial] = payload
+        self.grades[grade.kind] += 1
+        self._supersede(node, grade)
+        self._absorb(node, grade)
+        self.queue.offer(node)
+        return node, True
+
+    def _check(self, parent: Node, tokens: bytes, grade: Grade) -> None:
+        if not 0 < len(tokens) <= self._step or len(tokens) % TOKEN_BYTES:
+            raise ValueError(f"{len(tokens)} bytes are not 1 to {self.block} tokens")
+        end = parent.end + len(tokens) // TOKEN_BYTES
+        kind, chunk, last = grade
+        if kind != "S" and (chunk < 1 or chunk % self.block):
+            raise ValueError(f"chunk {chunk} is not a multiple of {self.block} tokens")
+        if kind == "P" and len(tokens) < self._step:
+            raise ValueError("a tail cannot be part of a whole chunk")
+        if kind == "T" and not last // chunk * chunk <= parent.end < end <= last:
+            raise ValueError(f"[{parent.end}, {end}) is not in the last slice of {last} tokens")
+
+    def _may_follow(self, parent: Node, grade: Grade) -> bool:
+        """P follows P; T follows P at a multiple of its chunk, else T of the same end."""
+        if grade.kind == "S" or parent.parent is None:
+            return True
+        before = Grade("P", grade.number)
+        if grade.kind == "T" and parent.end % grade.number:
+            before = grade
+        return before in parent.variants
+
+    def _has(self, node: Node, grade: Grade, want: Want) -> bool:
+        if grade in node.variants:
+            return True
+        return grade.kind == "S" and node.usable(want.loosely) is not None
+
+    def _supersede(self, node: Node, grade: Grade) -> None:
+        if grade.kind != "P":
+            return
+        for other in list(node.variants.values()):
+            if other.grade.kind == "S" or (other.grade.kind == "T" and not other.needed):
+                self._detach(other)
+
+    def _absorb(self, node: Node, grade: Grade) -> None:
+        if grade.kind == "T":
+            return
+        for tail in list(prefixes(node)):
+            for other in list(tail.variants.values()):
+                if other.grade == grade or (grade.kind == "P" and other.grade.kind == "S"):
+                    self._detach(other)
+            if not tail.variants:
+                self._remove(tail)
+
+    # -- rows -----------------------------------------------------------------------
+
+    def locate(self, space: Space, tokens: bytes, want: Want) -> tuple[Node, int] | None:
+        """Return the deepest node of these tokens and the bytes of their chain, or None."""
+        match = walk(space.root, tokens, want.loosely, self.block)
+        rest = tokens[match.length * TOKEN_BYTES :]
+        nbytes = sum(payload.nbytes for payload in match.payloads)
+        if not rest:
+            return match.tip, nbytes
+        last = covering(match.tip, rest, want.loosely) if len(rest) < self._step else None
+        return (last.node, nbytes + last.nbytes) if last else None
+
+    @property
+    def _step(self) -> int:
+        return self.block * TOKEN_BYTES
+
+    def add_row(
+        self, space: Space, key: bytes, tokens: bytes, want: Want, reason: str, now: int
+    ) -> Row | None:
+        """Record a row, or return the one that is there; None where its chain is broken."""
+        row = space.rows.get(key)
+        place = self.locate(space, tokens, want)
+        if row is None and place is not None and tokens:
+            node, nbytes = place
+            row = Row(space, key, node, len(tokens) // TOKEN_BYTES)
+            row.nbytes = nbytes
+            row.reason = reason
+            row.used = now
+            space.rows[key] = row
+            space.ghosts.pop(key, None)
+            node.rows.add(row)
+            self.rows[row] = None
+        if row is not None:
+            self.touch_row(row, now)
+        return row
+
+    def set_logits(
+        self, row: Row, tokens: bytes, blob: Blob, chunk: int, *, canonical: bool
+    ) -> bool:
+        """Give a row its logits; False, and ``blob`` stays the caller's, if it has as good."""
+        if row.logits is not None and (not canonical or row.canonical == chunk):
+            return False
+        self._drop_logits(row)
+        row.logits = Logits(row, blob.extent, blob.nbytes, blob.crc)
+        row.nbytes += blob.nbytes
+        row.serial = next(self._serials)
+        row.canonical = chunk if canonical else 0
+        self._thin(row)
+        self.queue.offer(row.logits)
+        return True
+
+    def keep_exact(self, row: Row, tokens: bytes) -> None:
+        """Keep what makes a row exact at ``bit``, if it is, for as long as its logits."""
+        if not row.canonical or row.wants:
+            return
+        match = self.exact(row.space, tokens, row.canonical)
+        if match is not None:
+            row.wants = [p for p in match.payloads if p.grade.kind == "T"]
+            for payload in row.wants:
+                payload.needed.add(row)
+
+    def _thin(self, newest: Row) -> None:
+        """Take the logits of all but the newest rows that are prefixes of ``newest``."""
+        found = [row for row in newest.node.rows if row.cut <= newest.cut]
+        node = newest.node
+        while node.parent is not None:
+            for tail in prefixes(node):
+                within = node is not newest.node or tail.end <= newest.length
+                found.extend(tail.rows if within else ())
+            node = node.parent
+            found.extend(node.rows)
+        bearing = sorted((r for r in found if r.logits and not r.pins), key=lambda r: -r.serial)
+        for row in bearing[LOGITS_KEPT:]:
+            self._drop_logits(row)
+
+    def touch(self, node: Node, now: int) -> None:
+        """Note that a node was used, and with it all before it."""
+        node.used = max(node.used, now)
+
+    def touch_row(self, row: Row, now: int) -> None:
+        """Note that a row was used."""
+        row.used = now
+        self.touch(row.node, now)
+        self.rows.move_to_end(row)
+
+    def pin_row(self, row: Row) -> None:
+        """Protect a row, its whole chain and its logits.  Counted."""
+        row.pins += 1
+        row.node.pins += 1
+
+    def unpin_row(self, row: Row) -> None:
+        """Undo one :meth:`pin_row`."""
+        row.pins -= 1
+        self.unpin_node(row.node)
+        if row.logits is not None:
+            self.queue.offer(row.logits)
+
+    # -- pins -----------------------------------------------------------------------
+
+    def unpin_node(self, node: Node) -> None:
+        """Take one pin off a node."""
+        node.pins -= 1
+        self.queue.offer(node)
+
+    def unpin(self, blob: Blob) -> None:
+        """Take one reader off a payload or a row's logits."""
+        blob.pins -= 1
+        if blob.pins:
+            return
+        if not blob.live:
+            self.freed.append(blob.extent)
+        elif isinstance(blob, Payload):
+            self.queue.offer(blob.node)
+        elif isinstance(blob, Logits):
+            self.queue.offer(blob)
+
+    # -- dropping -------------------------------------------------------------------
+
+    def evict(self) -> bool:
+        """Evict one leaf or one row's logits; False where nothing may go."""
+        item = self.queue.pop()
+        if isinstance(item, Node):
+            self._cut_off(item)
+        elif item is not None:
+            self._drop_logits(item.row)
+        return item is not None
+
+    def quarantine(self, serial: int) -> bool:
+        """Drop one payload, and what hangs on it if it was its node's last."""
+        payload = self.payloads.get(serial)
+        if payload is None:
+            return False
+        self._detach(payload)
+        if payload.node.live and not payload.node.variants:
+            self._fell(payload.node)
+        return True
+
+    def _fell(self, top: Node) -> None:
+        stack, order = [top], []
+        while stack:
+            node = stack.pop()
+            order.append(node)
+            stack.extend(node.children.values())
+        for node in reversed(order):
+            self._cut_off(node)
+
+    def _cut_off(self, leaf: Node) -> None:
+        for payload in list(leaf.variants.values()):
+            if payload.live:
+                self._detach(payload)
+        self._remove(leaf)
+
+    def _detach(self, payload: Payload) -> None:
+        """Take a payload off its node; its extent is free once nobody reads it."""
+        del payload.node.variants[payload.grade]
+        del self.payloads[payload.serial]
+        self.grades[payload.grade.kind] -= 1
+        self._let_go(payload)
+        rows, payload.needed = payload.needed, set()
+        for row in rows:
+            self._release_wants(row)
+
+    def _release_wants(self, row: Row) -> None:
+        """A row is no longer exact at ``bit``: free what was kept for that alone."""
+        wants, row.wants = row.wants, []
+        for payload in wants:
+            payload.needed.discard(row)
+            if payload.live and not payload.needed and self._shadowed(payload):
+                self._detach(payload)
+
+    def _shadowed(self, payload: Payload) -> bool:
+        """Whether every reader of a T payload can use another of its node instead."""
+        chunk = payload.grade.number
+        return any(
+            grade.number == chunk and grade.kind in ("P", "T") and other is not payload
+            for grade, other in payload.node.variants.items()
+        )
+
+    def _remove(self, node: Node) -> None:
+        """Take an empty, childless node out; its rows move to a covering sibling or go."""
+        parent = node.parent
+        if parent is None:
+            return
+        parent.unhang(node)
+        self.nodes -= 1
+        parent.used = max(parent.used, node.used)
+        rows, node.rows = node.rows, set()
+        for row in rows:
+            cover = covering(parent, node.tokens[: row.cut * TOKEN_BYTES])
+            if cover is None:
+                self._drop_row(row)
+            else:
+                row.node = cover.node
+                row.node.rows.add(row)
+                row.node.pins += row.pins
+        self.queue.offer(parent)
+
+    def _drop_row(self, row: Row) -> None:
+        space = row.space
+        del space.rows[row.key]
+        del self.rows[row]
+        space.ghosts[row.key] = row.length
+        if len(space.ghosts) > GHOSTS_KEPT:
+            space.ghosts.popitem(last=False)
+        self._drop_logits(row)
+        self._release_wants(row)
+        self.rows_gone += 1
+
+    def _drop_logits(self, row: Row) -> None:
+        logits, row.logits, row.canonical = row.logits, None, 0
+        if logits is not None:
+            row.nbytes -= logits.nbytes
+            self._let_go(logits)
+            self._release_wants(row)
+
+    def _let_go(self, blob: Blob) -> None:
+        blob.live = False
+        if not blob.pins:
+            self.freed.append(blob.extent)

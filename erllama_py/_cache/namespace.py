@@ -1,0 +1,230 @@
+"""One engine identity's part of the cache: lookups, rows and waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from erllama_py._cache import key as keys
+from erllama_py._cache.grade import Want
+from erllama_py._cache.lease import COUNTER_OF, Found, Lease
+from erllama_py._cache.row import Space
+from erllama_py._cache.trie import TOKEN_BYTES, Node, walk
+from erllama_py._cache.waiters import Waiters
+
+if TYPE_CHECKING:
+    from erllama_py._cache.shared import Shared
+
+__all__ = ("Identity", "Namespace")
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Everything KV depends on besides tokens.  Equal identities share a namespace."""
+
+    fingerprint: bytes
+    """Effective: adapters mixed in.  32 bytes."""
+    quant_type: str
+    ctx_params_hash: bytes
+    """32 bytes, the caller's."""
+    engine: tuple[tuple[str, str], ...] = ()
+    """What the engine says of itself, sorted; not part of keys, but of the namespace: a
+    key from another engine's cache is a miss."""
+
+
+class Namespace:
+    """Made by ``Cache.namespace``.  Thread-safe."""
+
+    def __init__(self, identity: Identity, shared: Shared) -> None:
+        self.identity = identity
+        self.shared = shared
+        self.space = Space(identity.fingerprint.hex())
+        self.waiters = Waiters(shared.lock)
+        """Internal to the package, as ``shared`` and ``space`` are."""
+
+    def key(self, tokens: bytes) -> bytes:
+        """Return the 32-byte key of encoded tokens."""
+        who = self.identity
+        return keys.make(who.fingerprint, who.quant_type, who.ctx_params_hash, tokens)
+
+    # -- lookups ----------------------------------------------------------------------
+
+    def lookup(
+        self,
+        tokens: bytes,
+        *,
+        parent_key: object = None,
+        exactness: str = "token",
+        chunk: int,
+        threads: int,
+        floor: int = 0,
+        counted: bool = True,
+    ) -> Lease:
+        """Find what can be restored for a prompt, and pin it.
+
+        In this order: the row of exactly these tokens; ``parent_key``, if its row is a
+        prefix of the prompt, even if only part of it is left; the longest prefix of at
+        least ``floor`` tokens; nothing.  The first three all restore the longest prefix
+        there is.  Exactly one of the four hit counters moves, if any.
+
+        :param tokens: the prompt, encoded.
+        :param parent_key: any value; what is not the key of a fitting row is ignored.
+        :param exactness: ``token`` or ``bit``, see :mod:`erllama_py._cache.grade`.
+        :param chunk: the request's prefill chunk in tokens, a multiple of the block.
+        :param threads: the engine's decode threads.
+        :param counted: False for a request that was counted before: a preempted one.
+        """
+        want = Want.of(exactness, chunk, threads)
+        key = self.key(tokens)
+        resumes = self._is_prefix(parent_key, tokens)
+        shared = self.shared
+        with shared.lock:
+            started = time.perf_counter_ns()
+            found = self._find(tokens, key, want, floor, resumes=resumes)
+            if counted:
+                if found.via in ("longest_prefix", "cold") and len(tokens) >= floor * TOKEN_BYTES:
+                    self._count_probe(started)
+                shared.counters.incr(COUNTER_OF[found.via])
+            lease = Lease(self, tokens, want, found, counted=counted)
+            self._touch(found, parent_key)
+            return lease
+
+    def probe(
+        self,
+        tokens: bytes,
+        *,
+        exactness: str = "token",
+        chunk: int,
+        threads: int,
+        floor: int = 0,
+    ) -> int:
+        """Return the ``prefix_len`` a lookup would report.
+
+        Nothing is pinned, and nothing counted but the probe itself.
+        """
+        want = Want.of(exactness, chunk, threads)
+        key = self.key(tokens)
+        with self.shared.lock:
+            started = time.perf_counter_ns()
+            found = self._find(tokens, key, want, floor, resumes=False)
+            if len(tokens) >= floor * TOKEN_BYTES:
+                self._count_probe(started)
+        return found.prefix_len
+
+    def _find(self, tokens: bytes, key: bytes, want: Want, floor: int, *, resumes: bool) -> Found:
+        index, length = self.shared.index, len(tokens) // TOKEN_BYTES
+        row = self.space.rows.get(key)
+        if row is not None and row.logits is not None and row.canonical == want.chunk:
+            same = index.exact(self.space, tokens, want.chunk)
+            if same is not None:
+                payloads, logits = same.payloads, row.logits
+                return Found("exact", length, length, payloads, logits, "bit", same.tip, row)
+        match = index.search(self.space, tokens, want)
+        if row is not None and match.length == length and not want.bit:
+            keep = length if row.logits else length - 1
+            label = "token"
+            return Found("exact", length, keep, match.payloads, row.logits, label, match.tip, row)
+        # At least one token is left to compute, for its logits.
+        keep = min(match.length, length - 1)
+        aligned = keep // want.chunk * want.chunk
+        if want.bit:
+            keep = aligned
+        via = "resume" if resumes else "longest_prefix"
+        if keep <= 0 or (keep < floor and not resumes):
+            return Found("cold", 0, 0, (), None, None, self.canonical_tip(tokens, want), None)
+        pure = keep == aligned and all(
+            p.grade == want.whole for p in match.payloads if p.node.start < keep
+        )
+        label = "bit" if pure else "token"
+        return Found(via, keep, keep, match.payloads, None, label, match.tip, None)
+
+    def canonical_tip(self, tokens: bytes, want: Want) -> Node:
+        """Return where a request that computes from position 0 starts to capture.
+
+        Behind the blocks no prefill could improve.  Others are captured again, since
+        the canonical ones that follow can only follow their kind.
+        """
+        strictly = want._replace(bit=True)
+        return walk(self.space.root, tokens, strictly, self.shared.index.block).tip
+
+    def _is_prefix(self, parent_key: object, tokens: bytes) -> bool:
+        """Whether a row with this key is, or was, there and is a prefix of the prompt."""
+        if not isinstance(parent_key, bytes):
+            return False
+        with self.shared.lock:
+            row = self.space.rows.get(parent_key)
+            length = row.length if row else self.space.ghosts.get(parent_key)
+        if length is None or length * TOKEN_BYTES > len(tokens):
+            return False
+        return self.key(tokens[: length * TOKEN_BYTES]) == parent_key
+
+    def _touch(self, found: Found, parent_key: object) -> None:
+        index, now = self.shared.index, self.shared.clock()
+        if found.keep:
+            index.touch(found.payloads[-1].node, now)
+        row = found.row
+        if found.via == "resume" and isinstance(parent_key, bytes):
+            row = self.space.rows.get(parent_key)
+        if row is not None:
+            row.hits += 1
+            index.touch_row(row, now)
+
+    def _count_probe(self, started: int) -> None:
+        counters = self.shared.counters
+        counters.incr("longest_prefix_probes")
+        counters.add("longest_prefix_ns", time.perf_counter_ns() - started)
+
+    # -- rows -------------------------------------------------------------------------
+
+    def status(self, key: bytes) -> str | None:
+        """Return ``available``, ``writing``, or None for a key that is neither."""
+        with self.shared.lock:
+            if key in self.space.rows:
+                return "available"
+            return "writing" if self.waiters.writing(key) else None
+
+    def await_row(self, key: object, timeout_s: float, callback: Callable[[], None]) -> None:
+        """Call back once when the row is published or given up, or the time is over.
+
+        At once, on this thread, if it is not being written or there is no time.
+        """
+        if isinstance(key, bytes) and timeout_s > 0:
+            with self.shared.lock:
+                if key not in self.space.rows and self.waiters.writing(key):
+                    self.waiters.wait(key, timeout_s, callback)
+                    return
+        callback()
+
+    def pin(self, key: bytes) -> bool:
+        """Protect a row and all its blocks from eviction; False if there is no such row.
+
+        Counted: undo each with :meth:`unpin`.
+        """
+        with self.shared.lock:
+            row = self.space.rows.get(key)
+            if row is not None:
+                self.shared.index.pin_row(row)
+            return row is not None
+
+    def unpin(self, key: bytes) -> None:
+        """Undo one :meth:`pin`.  A row that is gone or not pinned is ignored."""
+        with self.shared.lock:
+            row = self.space.rows.get(key)
+            if row is not None and row.pins:
+                self.shared.index.unpin_row(row)
+
+    def quarantine(self, node_ids: Iterable[int], *, corrupt: bool = True) -> int:
+        """Drop payloads by their pieces' ``node_id``, and all that builds on them.
+
+        :param corrupt: they failed their checksum, which ``corrupt_files`` counts; False
+            for payloads that are only suspected.
+        :return: how many were still there.
+        """
+        with self.shared.lock:
+            dropped = sum(self.shared.index.quarantine(one) for one in node_ids)
+            if corrupt:
+                self.shared.counters.add("corrupt_files", dropped)
+            self.shared.settle()
+        return dropped

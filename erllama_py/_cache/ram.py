@@ -1,0 +1,328 @@
+"""The RAM tier's bytes: shared-memory segments and the extents in them.
+
+The core owns segments and hands their descriptors to model processes, which write and
+read payloads at the offsets the core grants.  Nothing is copied through the core.
+
+A segment is an anonymous file (``memfd``; elsewhere than Linux an unlinked temporary
+file), 64 MiB or as large as one payload needs.  All of its space is reserved before
+anyone writes: a write into a hole that cannot be filled is a SIGBUS, which kills the
+writer, while a refused reservation is only a missed save.  It is sealed against
+shrinking, for the same reason.
+
+*Backed* is a segment whose pages exist.  The sizes of backed segments never add up to
+more than the quota.  A segment without extents can be *drained*: its pages go back to
+the system while file and mappings stay valid, so model processes need not hear of it.
+It is backed again when it is needed.
+
+Slow calls into the kernel (:func:`back`, :func:`drain`) are split from the bookkeeping
+around them, so the owner can make them without holding its lock.
+
+Not thread-safe.  Allocation is first fit with coalescing: grants are nearly all of one
+size (a block), and low addresses first lets the last segments fall empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import sys
+import tempfile
+from bisect import bisect_left
+from typing import Final, NamedTuple
+
+__all__ = ("ALIGN", "SEGMENT_BYTES", "Extent", "RamTier", "Segment", "back", "drain")
+
+SEGMENT_BYTES: Final = 64 << 20
+ALIGN: Final = 64
+"""A cache line; logits in an extent are then aligned for any vector load too."""
+
+CAN_DRAIN: Final = sys.platform == "linux"
+
+_PAGE: Final = mmap.PAGESIZE
+_ZEROS: Final = bytes(1 << 20)
+
+
+class Extent(NamedTuple):
+    """A run of bytes in a segment.  ``size`` is a multiple of :data:`ALIGN`."""
+
+    segment: int
+    offset: int
+    size: int
+
+
+class Segment:
+    """One shared file and the map of what is granted in it."""
+
+    __slots__ = (*("backed", "fd", "free", "granted", "holes", "index", "pending", "size", "view"),)
+
+    def __init__(self, index: int, size: int, fd: int) -> None:
+        self.index = index
+        self.size = size
+        self.fd = fd
+        self.backed = False
+        self.pending = False
+        """Whether someone is backing or draining it now."""
+        self.free = size
+        self.granted: dict[int, int] = {}
+        self.holes: list[tuple[int, int]] = [(0, size)]
+        """(offset, size) in address order, never touching each other."""
+        self.view: mmap.mmap | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing in it is granted."""
+        return not self.granted
+
+    def mapped(self) -> mmap.mmap:
+        """Return this process's own mapping, made on first use."""
+        if self.view is None:
+            self.view = mmap.mmap(self.fd, self.size)
+        return self.view
+
+    def take(self, size: int) -> int | None:
+        """Grant ``size`` bytes; return their offset, or None where no hole is enough."""
+        if self.free < size:
+            return None
+        for at, (offset, room) in enumerate(self.holes):
+            if room >= size:
+                if room == size:
+                    del self.holes[at]
+                else:
+                    self.holes[at] = (offset + size, room - size)
+                self.granted[offset] = size
+                self.free -= size
+                return offset
+        return None
+
+    def give_back(self, offset: int, size: int) -> None:
+        """Make [offset, offset + size) a hole again, joined with its neighbours."""
+        self.free += size
+        at = bisect_left(self.holes, (offset, 0))
+        if at < len(self.holes) and self.holes[at][0] == offset + size:
+            size += self.holes.pop(at)[1]
+        if at and sum(self.holes[at - 1]) == offset:
+            offset, before = self.holes[at - 1]
+            self.holes[at - 1] = (offset, before + size)
+        else:
+            self.holes.insert(at, (offset, size))
+
+
+class RamTier:
+    """Segments under one byte quota.
+
+    :param quota: bytes; 0 stores nothing.
+    :param segment_bytes: size of a segment, unless one payload needs more or the quota
+        has less left.
+    """
+
+    def __init__(self, quota: int, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self.quota = max(0, quota)
+        self.used = 0
+        """Bytes granted now: extents that hold payloads and extents still to be filled."""
+        self._segment_bytes = segment_bytes
+        self._segments: dict[int, Segment] = {}
+        self._promised = 0
+        self._made = 0
+
+    @property
+    def segments(self) -> dict[int, tuple[int, int]]:
+        """(descriptor, size) of each segment by number.  Numbers are never used again."""
+        made = (one for one in self._segments.values() if one.fd >= 0)
+        return {one.index: (one.fd, one.size) for one in made}
+
+    @property
+    def backed(self) -> int:
+        """Bytes of backed segments: what the tier takes of the machine's memory."""
+        return sum(one.size for one in self._segments.values() if one.backed)
+
+    # -- extents --------------------------------------------------------------------
+
+    def take(self, nbytes: int) -> Extent | None:
+        """Grant at least ``nbytes`` in the segments there are, or return None."""
+        if nbytes < 1:
+            raise ValueError(f"cannot reserve {nbytes} bytes")
+        size = _round_up(nbytes, ALIGN)
+        for one in self._segments.values():
+            offset = one.take(size) if one.backed else None
+            if offset is not None:
+                self.used += size
+                return Extent(one.index, offset, size)
+        return None
+
+    def trim(self, extent: Extent, used: int) -> Extent:
+        """Shrink a grant to the ``used`` bytes at its start; return the new extent."""
+        if not 0 < used <= extent.size:
+            raise ValueError(f"{used} bytes were not written into an extent of {extent.size}")
+        size = _round_up(used, ALIGN)
+        if size < extent.size:
+            one = self._holder(extent)
+            one.granted[extent.offset] = size
+            one.give_back(extent.offset + size, extent.size - size)
+            self.used -= extent.size - size
+        return extent._replace(size=size)
+
+    def free(self, extent: Extent) -> None:
+        """Take a grant back.
+
+        :raises ValueError: the extent is not granted (any more).
+        """
+        one = self._holder(extent)
+        del one.granted[extent.offset]
+        one.give_back(extent.offset, extent.size)
+        self.used -= extent.size
+
+    def view(self, extent: Extent) -> memoryview:
+        """Return the extent's bytes as this process sees them."""
+        mapped = self._holder(extent).mapped()
+        return memoryview(mapped)[extent.offset : extent.offset + extent.size]
+
+    def _holder(self, extent: Extent) -> Segment:
+        one = self._segments.get(extent.segment)
+        if one is None or one.granted.get(extent.offset) != extent.size:
+            raise ValueError(f"{extent} is not granted")
+        return one
+
+    # -- growing and shrinking --------------------------------------------------------
+
+    def reserve(self, nbytes: int) -> Extent | None:
+        """Grant ``nbytes``, growing within the quota: :meth:`take` for a single thread."""
+        extent = self.take(nbytes)
+        if extent is None and (one := self.promise(nbytes)) is not None:
+            try:
+                back(one)
+            except OSError:
+                self.withdraw(one)
+            else:
+                self.adopt(one)
+                extent = self.take(nbytes)
+        return extent
+
+    def room_for(self, nbytes: int) -> bool:
+        """Whether the quota allows one more segment that holds ``nbytes``."""
+        return _round_up(nbytes, _PAGE) <= self.quota - self.backed - self._promised
+
+    def room_by_swap(self, nbytes: int) -> bool:
+        """Whether it would, were the idle segments drained first."""
+        if not CAN_DRAIN:
+            return False
+        idle = sum(one.size for one in self.idle())
+        left = self.quota - self.backed - self._promised
+        return bool(idle) and _round_up(nbytes, _PAGE) <= left + idle
+
+    @property
+    def changing(self) -> bool:
+        """Whether some segment is being backed or drained."""
+        return any(one.pending for one in self._segments.values())
+
+    def promise(self, nbytes: int) -> Segment | None:
+        """Set quota aside for a segment that holds ``nbytes``; None where it has too little.
+
+        The segment counts from now on.  Pass it to :func:`back`, then to :meth:`adopt`,
+        or to :meth:`withdraw` if that failed.
+        """
+        if not self.room_for(nbytes):
+            return None
+        need = _round_up(nbytes, _PAGE)
+        left = self.quota - self.backed - self._promised
+        for one in self._segments.values():
+            if not (one.backed or one.pending) and need <= one.size <= left:
+                break
+        else:
+            size = max(need, min(self._segment_bytes, left) // _PAGE * _PAGE)
+            one = Segment(self._made, size, -1)
+            self._made += 1
+            self._segments[one.index] = one
+        self._promised += one.size
+        one.pending = True
+        return one
+
+    def adopt(self, one: Segment) -> None:
+        """Start granting from a segment that was promised and is backed now."""
+        self._promised -= one.size
+        one.backed = True
+        one.pending = False
+
+    def withdraw(self, one: Segment) -> None:
+        """Give a promised segment's quota back."""
+        self._promised -= one.size
+        one.pending = False
+        if one.fd < 0:
+            del self._segments[one.index]
+
+    def idle(self) -> list[Segment]:
+        """Return the backed segments nothing is granted in."""
+        return [one for one in self._segments.values() if one.backed and one.idle]
+
+    def retire(self, one: Segment) -> bool:
+        """Stop granting from an idle segment; False if it is not idle any more.
+
+        Its bytes count against the quota until :meth:`withdraw`, after :func:`drain`.
+        """
+        if not (one.backed and one.idle):
+            return False
+        one.backed = False
+        one.pending = True
+        self._promised += one.size
+        return True
+
+    def close(self) -> None:
+        """Give everything up.  Model processes keep what they have mapped."""
+        for one in self._segments.values():
+            if one.view is not None:
+                # A view someone still holds keeps the mapping; it goes with that view.
+                with contextlib.suppress(BufferError):
+                    one.view.close()
+            if one.fd >= 0:
+                os.close(one.fd)
+        self._segments.clear()
+        self.used = self._promised = 0
+
+
+def back(one: Segment) -> None:
+    """Make sure every page of a segment exists.  Slow: the kernel zeroes them.
+
+    :raises OSError: there is no room; the segment's file is gone if it was new.
+    """
+    new = one.fd < 0
+    fd = _create() if new else one.fd
+    try:
+        _fill(fd, one.size)
+    except OSError:
+        if new:
+            os.close(fd)
+        raise
+    if new and sys.platform == "linux":
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    one.fd = fd
+
+
+def drain(one: Segment) -> bool:
+    """Give a segment's pages back to the system; its mappings stay valid and read zero.
+
+    Returns whether this platform can.
+    """
+    if sys.platform == "linux":
+        one.mapped().madvise(mmap.MADV_REMOVE)
+    return CAN_DRAIN
+
+
+def _create() -> int:
+    if sys.platform == "linux":
+        return os.memfd_create("erllama-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd, path = tempfile.mkstemp(prefix="erllama-kv-")
+    os.unlink(path)  # noqa: PTH108 - mkstemp gave a str
+    return fd
+
+
+def _fill(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    for at in range(0, size, len(_ZEROS)):  # macOS has no such call
+        os.pwrite(fd, _ZEROS[: size - at], at)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,170 @@
+"""What the leases and namespaces of one cache share: lock, index, bytes, counters.
+
+One lock covers index and extents.  Sections under it are short: no hashing of tokens,
+no callback, no kernel call that can take long.  A segment is backed and drained with
+only its own bookkeeping locked, before and after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from erllama_py._cache.counters import Counters
+from erllama_py._cache.index import Index
+from erllama_py._cache.ram import Extent, RamTier, back, drain
+
+__all__ = ("Shared",)
+
+_BATCH: Final = 32
+"""Evictions under one hold of the lock: some 0.2 ms."""
+
+_NO_GROWTH_NS: Final = 10_000_000_000
+"""How long to do without more memory after the system refused some."""
+
+
+class Shared:
+    """Internal to the package; :class:`~erllama_py._cache.store.Cache` is the door."""
+
+    def __init__(
+        self, quota: int, block: int, segment_bytes: int, clock: Callable[[], int]
+    ) -> None:
+        self.lock = threading.Lock()
+        self.index = Index(block)
+        self.ram = RamTier(quota, segment_bytes=segment_bytes)
+        self.counters = Counters()
+        self.clock = clock
+        self.closed = False
+        self._resizing = threading.Lock()
+        """Held by whoever adds or drains segments; taken before ``lock``, never inside."""
+        self._no_growth_before = 0
+
+    # -- with the lock held -----------------------------------------------------------
+
+    def settle(self) -> tuple[int, int]:
+        """Free what the index gave up; return (rows, bytes) that went."""
+        index = self.index
+        rows, index.rows_gone = index.rows_gone, 0
+        freed, index.freed = index.freed, []
+        if not self.closed:
+            for extent in freed:
+                self.ram.free(extent)
+        if rows:
+            self.counters.add("evictions", rows)
+        self.counters.gauge("bytes_ram", self.ram.used)
+        return rows, sum(extent.size for extent in freed)
+
+    def give_back(self, extent: Extent) -> None:
+        """Free an extent the index never took."""
+        self.index.freed.append(extent)
+
+    # -- without it -------------------------------------------------------------------
+
+    def reserve(self, nbytes: int) -> Extent | None:
+        """Grant an extent, growing or else evicting; None where neither is possible."""
+        if nbytes > self.ram.quota:
+            return None
+        while True:
+            with self.lock:
+                if self.closed:
+                    return None
+                extent = self._take(nbytes)
+                if extent is None and not self._by_resizing(nbytes):
+                    extent, stuck = self._evict_for(nbytes)
+                    if stuck:
+                        return None
+                resize = extent is None and self._by_resizing(nbytes)
+            if resize:
+                extent = self._resize(nbytes)
+            if extent is not None:
+                return extent
+
+    def _take(self, nbytes: int) -> Extent | None:
+        extent = self.ram.take(nbytes)
+        self.counters.gauge("bytes_ram", self.ram.used)
+        return extent
+
+    def _by_resizing(self, nbytes: int) -> bool:
+        """Whether more memory, not eviction, is the way to room for ``nbytes``."""
+        if self.ram.changing:
+            return True
+        if self.clock() < self._no_growth_before:
+            return False
+        return self.ram.room_for(nbytes) or self.ram.room_by_swap(nbytes)
+
+    def _evict_for(self, nbytes: int) -> tuple[Extent | None, bool]:
+        """Evict a few; return the grant if that was enough, and whether nothing is left."""
+        for _ in range(_BATCH):
+            if self._by_resizing(nbytes):
+                break
+            if not self.index.evict():
+                return None, True
+            self.settle()
+            extent = self._take(nbytes)
+            if extent is not None:
+                return extent, False
+        return None, False
+
+    def _resize(self, nbytes: int) -> Extent | None:
+        """Add a segment for ``nbytes``, or else drain idle ones that stand in its way."""
+        with self._resizing:
+            with self.lock:
+                extent = None if self.closed else self._take(nbytes)
+                if extent is not None or self.closed:
+                    return extent  # someone else's new segment, while this one waited
+                segment = self.ram.promise(nbytes)
+            if segment is None:
+                self._drain_idle()
+                return None
+            try:
+                back(segment)
+            except OSError:
+                with self.lock:
+                    self.ram.withdraw(segment)
+                    self._no_growth_before = self.clock() + _NO_GROWTH_NS
+                return None
+            with self.lock:
+                self.ram.adopt(segment)
+                return self._take(nbytes)
+
+    def release_idle(self) -> int:
+        """Give the pages of idle segments back to the system; return how many bytes."""
+        with self._resizing:
+            return self._drain_idle()
+
+    def _drain_idle(self) -> int:
+        with self.lock:
+            retired = [one for one in self.ram.idle() if self.ram.retire(one)]
+        released = 0
+        for one in retired:
+            if drain(one):
+                with self.lock:
+                    self.ram.withdraw(one)
+                released += one.size
+            else:
+                with self.lock:
+                    self.ram.adopt(one)
+        return released
+
+    def close(self) -> None:
+        """Give all memory up.  Later reservations are refused, later frees ignored."""
+        with self._resizing, self.lock:
+            self.closed = True
+            self.ram.close()
+            self.counters.gauge("bytes_ram", 0)
+
+    def evict(self, target: int | None) -> tuple[int, int]:
+        """Evict until ``target`` bytes are free, or all that may go; return (rows, bytes)."""
+        rows = nbytes = 0
+        while target is None or nbytes < target:
+            with self.lock:
+                for _ in range(_BATCH):
+                    more = (target is None or nbytes < target) and self.index.evict()
+                    gone, freed = self.settle()
+                    rows, nbytes = rows + gone, nbytes + freed
+                    if not more:
+                        break
+            if not more:
+                break
+        return rows, nbytes
