@@ -23,6 +23,7 @@ import numpy as np
 
 from erllama_py._backends import native_log
 from erllama_py._backends.base import (
+    BLOCK,
     BackendConfig,
     BackendError,
     BackendInfo,
@@ -33,7 +34,8 @@ from erllama_py._backends.base import (
     StepFailed,
 )
 from erllama_py._backends.llama_batch import Batch
-from erllama_py._backends.llama_memory import Memory, PartSizes
+from erllama_py._backends.llama_layout import Sample, learn
+from erllama_py._backends.llama_memory import Memory
 from erllama_py._backends.llama_native import (
     ContextHandle,
     ModelHandle,
@@ -91,14 +93,19 @@ class LlamaBackend:
     def _test_blocks(self, obstacle: str) -> None:
         verdict = Verdict(obstacle) if obstacle else check_blocks(self)
         self._memory.clear_all()
-        self._memory.whole_rows = bool(verdict.why_not)
-        if not verdict.why_not:
-            self._memory.sizes = PartSizes(verdict.head, verdict.per_token)
+        why_not = verdict.why_not
+        if not why_not:
+            scratch = self._memory.scratch
+            layout = learn([Sample(p.start, p.end, scratch, p.data) for p in verdict.parts])
+            self._memory.layout = layout
+            if layout is None:
+                why_not = "the size of a packed part is not a head plus so much a token"
+        self._memory.whole_rows = bool(why_not)
         self.info = msgspec.structs.replace(
             self.info,
-            blocks=not verdict.why_not,
-            blocks_why_not=verdict.why_not,
-            block_bytes=verdict.block_bytes,
+            blocks=not why_not,
+            blocks_why_not=why_not,
+            block_bytes=self._memory.layout.size(BLOCK) if self._memory.layout else 0,
         )
 
     def close(self) -> None:

@@ -8,7 +8,8 @@ split KV the partial share would be an assertion, and the end of the process.
 The engine's return values are not believed.  ``seq_rm`` answers true for a cut that
 left a sliding window without cells it needs, and ``set_data`` accepts damaged bytes.
 Positions tell: a sequence's lowest and highest are asked for after every operation.
-For a sliding window they are those of the windowed half of the cache.
+For a sliding window they are those of the windowed half of the cache.  A part's own
+table of positions is checked before the engine sees it (``llama_layout`` says why).
 """
 
 from __future__ import annotations
@@ -20,20 +21,9 @@ import llama_cpp.llama_cpp as native
 import numpy as np
 
 from erllama_py._backends.base import BackendError, RestoreFailed
+from erllama_py._backends.llama_layout import PartLayout
 
-__all__ = ("Memory", "PartSizes")
-
-
-class PartSizes:
-    """Bytes of a packed part: the engine's layout is a fixed head plus so much a token."""
-
-    def __init__(self, head: int, per_token: int) -> None:
-        self.head = head
-        self.per_token = per_token
-
-    def of(self, tokens: int) -> int:
-        """Return the exact size of a part of so many tokens."""
-        return self.head + self.per_token * tokens
+__all__ = ("Memory",)
 
 
 class Memory:
@@ -42,12 +32,12 @@ class Memory:
     def __init__(self, context: Any, memory: Any, n_seq_max: int, n_swa: int) -> None:
         self._context = context
         self._memory = memory
-        self._scratch = n_seq_max
+        self.scratch = n_seq_max
         self._n_swa = n_swa
         self.whole_rows = False
         """Set where parts do not work: then only whole sequences are packed."""
-        self.sizes: PartSizes | None = None
-        """Known once the self-test has measured them; checked on restore."""
+        self.layout: PartLayout | None = None
+        """Known once the self-test has learnt it; parts are checked against it."""
 
     def close(self) -> None:
         """Forget the context, which is about to be freed."""
@@ -96,9 +86,12 @@ class Memory:
             if size > out.nbytes:
                 return 0
             target = (ctypes.c_uint8 * size).from_buffer(out)
-            return int(native.llama_state_seq_get_data(self._context, target, size, source))
+            written = int(native.llama_state_seq_get_data(self._context, target, size, source))
         finally:
             self._take_back(source)
+        if self.layout is not None:
+            self.layout.make_canonical(out, end - start)
+        return written
 
     def unpack(self, seq: int, start: int, end: int, data: memoryview) -> None:
         """See :meth:`erllama_py._backends.base.Backend.unpack`."""
@@ -110,12 +103,9 @@ class Memory:
             )
         if self.whole_rows and start:
             raise RestoreFailed("restore_failed", "this model restores whole sequences only")
-        if self.sizes is not None and size != self.sizes.of(end - start):
-            raise RestoreFailed(
-                "restore_failed",
-                f"{size} bytes for {end - start} tokens, not {self.sizes.of(end - start)}",
-            )
-        target = seq if self.whole_rows else self._scratch
+        if self.layout is not None:
+            self._check_part(self.layout, start, end, data)
+        target = seq if self.whole_rows else self.scratch
         # numpy gives an address for read-only memory too, which ctypes does not.
         source = np.frombuffer(data, np.uint8)
         address = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
@@ -138,6 +128,17 @@ class Memory:
         if self.length(seq) != end:
             raise RestoreFailed("restore_failed", f"sequence {seq} ends at {self.length(seq)}")
 
+    def _check_part(self, layout: PartLayout, start: int, end: int, data: memoryview) -> None:
+        if data.nbytes != layout.size(end - start):
+            raise RestoreFailed(
+                "restore_failed",
+                f"{data.nbytes} bytes for {end - start} tokens, not {layout.size(end - start)}",
+            )
+        if not layout.fits(data, start, end):
+            raise RestoreFailed(
+                "restore_failed", f"the part is damaged or not of tokens {start} to {end}"
+            )
+
     def _lend(self, seq: int, start: int, end: int) -> int | None:
         """Return the sequence whose state is the part [start, end), or None if it is gone."""
         self._checked(seq)
@@ -145,14 +146,14 @@ class Memory:
             return None
         if self.whole_rows:
             return seq if start == 0 and self.length(seq) == end else None
-        native.llama_memory_seq_cp(self._memory, seq, self._scratch, start, end)
-        if self._span(self._scratch) == (start, end - 1):
-            return self._scratch
-        self._take_back(self._scratch)
+        native.llama_memory_seq_cp(self._memory, seq, self.scratch, start, end)
+        if self._span(self.scratch) == (start, end - 1):
+            return self.scratch
+        self._take_back(self.scratch)
         return None
 
     def _take_back(self, source: int) -> None:
-        if source == self._scratch:
+        if source == self.scratch:
             native.llama_memory_seq_rm(self._memory, source, -1, -1)
 
     def _span(self, seq: int) -> tuple[int, int]:
@@ -162,6 +163,6 @@ class Memory:
         )
 
     def _checked(self, seq: int) -> int:
-        if not 0 <= seq < self._scratch:
+        if not 0 <= seq < self.scratch:
             raise BackendError("badarg", f"there is no sequence {seq}")
         return seq

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import llama_cpp.llama_cpp as native
 
-__all__ = ("LogLine", "errors_since", "install", "listen", "mark", "stderr_captured")
+__all__ = ("LogLine", "errors_since", "install", "mark", "set_listener", "stderr_captured")
 
 DEBUG, INFO, WARNING, ERROR, CONTINUED = 1, 2, 3, 4, 5
 """Levels as the engine numbers them; the binding's own comment has them otherwise."""
@@ -63,7 +63,7 @@ def install() -> None:
             native.llama_log_set(_state.callback, None)
 
 
-def listen(listener: Listener | None) -> None:
+def set_listener(listener: Listener | None) -> None:
     """Hand every further line to ``listener`` as well; ``None`` ends that."""
     _state.listener = listener
 

@@ -5,17 +5,16 @@ two small blocks are computed, packed, wiped, restored and continued from, and t
 logits must be those of the straight run, bit for bit.  It costs about fifty tokens,
 and reads the weights in, which the first request would pay for otherwise.
 
-The sizes of a few parts are taken along.  A layout that is a head plus so much a token
-lets a restore check its input to the byte.
+The packed parts are handed on as samples of the layout.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from erllama_py._backends.base import BLOCK, BackendError, BackendInfo, Row
+from erllama_py._backends.base import BackendError, BackendInfo, Row
 
-__all__ = ("Verdict", "check_blocks")
+__all__ = ("Part", "Verdict", "check_blocks")
 
 PART = 16
 """Tokens of a test block.  Two of them show that a second one is appended rightly."""
@@ -23,18 +22,21 @@ TAIL = 5
 SEQUENCE = 0
 
 
+class Part(NamedTuple):
+    """Tokens [start, end) of a sequence, packed."""
+
+    start: int
+    end: int
+    data: bytes
+
+
 class Verdict(NamedTuple):
     """What the test found."""
 
     why_not: str
     """Why blocks cannot be used; empty where they can."""
-    head: int = 0
-    per_token: int = 0
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a full block; 0 where blocks cannot be used."""
-        return 0 if self.why_not else self.head + BLOCK * self.per_token
+    parts: tuple[Part, ...] = ()
+    """Packed parts of different lengths."""
 
 
 class Subject(Protocol):
@@ -64,28 +66,28 @@ def check_blocks(subject: Subject) -> Verdict:
 def _check(subject: Subject) -> Verdict:
     # Spread over the vocabulary; which tokens they are does not matter.
     tokens = [i * 7919 % subject.info.n_vocab for i in range(2 * PART + TAIL)]
-    parts = [(0, PART), (PART, 2 * PART)]
-    packed = []
-    for start, end in parts:
-        _prefill(subject, tokens, start, end)
-        data = memoryview(bytearray(subject.packed_size(SEQUENCE, start, end)))
-        if not data or subject.pack(SEQUENCE, start, end, data) != data.nbytes:
-            return Verdict(f"tokens {start} to {end} could not be packed")
-        packed.append(data)
-    straight = _prefill(subject, tokens, 2 * PART, len(tokens))
-    sizes = {n: subject.packed_size(SEQUENCE, 0, n) for n in (PART, 2 * PART, len(tokens))}
+    end = 2 * PART
+    _prefill(subject, tokens, 0, PART)
+    first = _packed(subject, 0, PART)
+    _prefill(subject, tokens, PART, end)
+    second = _packed(subject, PART, end)
+    straight = _prefill(subject, tokens, end, len(tokens))
+    parts = (first, second, _packed(subject, 0, len(tokens)))
     subject.clear(SEQUENCE)
-    for (start, end), data in zip(parts, packed, strict=True):
-        subject.unpack(SEQUENCE, start, end, data)
-    if subject.length(SEQUENCE) != 2 * PART:
-        return Verdict(f"{2 * PART} restored tokens count {subject.length(SEQUENCE)}")
-    if _prefill(subject, tokens, 2 * PART, len(tokens)) != straight:
+    for part in (first, second):
+        subject.unpack(SEQUENCE, part.start, part.end, memoryview(part.data))
+    if subject.length(SEQUENCE) != end:
+        return Verdict(f"{end} restored tokens count {subject.length(SEQUENCE)}")
+    if _prefill(subject, tokens, end, len(tokens)) != straight:
         return Verdict("logits after a restore differ from those of the straight run")
-    per_token = (sizes[2 * PART] - sizes[PART]) // PART
-    head = sizes[PART] - PART * per_token
-    if any(size != head + n * per_token for n, size in sizes.items()):
-        return Verdict("the size of a packed part is not a head plus so much a token")
-    return Verdict("", head, per_token)
+    return Verdict("", parts)
+
+
+def _packed(subject: Subject, start: int, end: int) -> Part:
+    data = bytearray(subject.packed_size(SEQUENCE, start, end))
+    if not data or subject.pack(SEQUENCE, start, end, memoryview(data)) != len(data):
+        raise BackendError("pack_failed", f"tokens {start} to {end} could not be packed")
+    return Part(start, end, bytes(data))
 
 
 def _prefill(subject: Subject, tokens: list[int], start: int, end: int) -> bytes:

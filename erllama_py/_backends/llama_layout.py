@@ -1,0 +1,127 @@
+"""What a packed part looks like, learnt from samples of it.
+
+The engine writes a head that names the sequence, and for each half of the cache (one,
+or two with a sliding window) a table with a record for each cell, then K and V:
+
+    magic, sequence | streams, cells, cell records ..., V order, layers, K rows, V rows | ...
+
+A record is position, number of sequences (1), sequence; three 32-bit numbers.  We need
+to know where these tables are, for two reasons:
+
+* The engine believes them.  A damaged position is stored as it stands, and a negative
+  one can never be removed again: every call that removes cells counts from 0.  So a
+  part's tables are compared with what they must be before the engine sees them.
+* They name the scratch sequence, whose number depends on the number of slots.  Written
+  as 0 the same tokens give the same bytes in every context; restoring ignores it.
+
+Offsets are found by looking for the records, and sizes by difference, so that a layout
+with other heads is learnt as well.  One with other records (some models add two
+coordinates) has no tables that we find; its parts then go unchecked.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ("PartLayout", "Sample", "learn")
+
+_RECORD = struct.Struct("<iIi")
+_RECORD_TYPE = np.dtype([("pos", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+_HEAD = struct.Struct("<Ii")  # magic, sequence
+
+
+class Sample(NamedTuple):
+    """A part as the engine wrote it: tokens [start, end) through sequence ``seq``."""
+
+    start: int
+    end: int
+    seq: int
+    data: bytes
+
+
+class PartLayout:
+    """Sizes and cell tables of packed parts.
+
+    :param head: bytes of a part besides its tokens; ``per_token``: bytes of a token.
+    :param tables: for each table its offset, and what that grows by for each token.
+    """
+
+    def __init__(self, head: int, per_token: int, tables: Sequence[tuple[int, int]]) -> None:
+        self._head = head
+        self._per_token = per_token
+        self._tables = tuple(tables)
+        self._named = bool(self._tables)
+
+    def size(self, tokens: int) -> int:
+        """Return the exact size of a part of so many tokens."""
+        return self._head + self._per_token * tokens
+
+    def make_canonical(self, part: memoryview, tokens: int) -> None:
+        """Write 0 for the sequence the part was packed through."""
+        if self._named:
+            _HEAD.pack_into(part, 0, _HEAD.unpack_from(part)[0], 0)
+        for table in self._records(part, tokens):
+            table["sequence"] = 0
+
+    def fits(self, part: memoryview, start: int, end: int) -> bool:
+        """Whether the part's records are those of tokens [start, end)."""
+        due = np.zeros(end - start, _RECORD_TYPE)
+        due["pos"] = np.arange(start, end)
+        due["sequences"] = 1
+        wanted = due.tobytes()
+        return all(table.tobytes() == wanted for table in self._records(part, end - start))
+
+    def _records(self, part: memoryview, tokens: int) -> list[Any]:
+        return [
+            np.frombuffer(part, _RECORD_TYPE, tokens, offset + growth * tokens)
+            for offset, growth in self._tables
+        ]
+
+
+def learn(samples: Sequence[Sample]) -> PartLayout | None:
+    """Learn the layout from parts of at least two lengths.
+
+    Returns None where a size is not a head plus so much a token.
+    """
+    short, long = min(samples, key=_length), max(samples, key=_length)
+    further = _length(long) - _length(short)
+    per_token = (len(long.data) - len(short.data)) // further
+    head = len(short.data) - per_token * _length(short)
+    found = [_find_tables(sample) for sample in (short, long)]
+    tables = []
+    if len(found[0]) == len(found[1]) and _named(short):
+        for low, high in zip(*found, strict=True):
+            growth = (high - low) // further
+            tables.append((low - growth * _length(short), growth))
+    layout = PartLayout(head, per_token, tables)
+    for sample in samples:
+        if layout.size(_length(sample)) != len(sample.data):
+            return None
+        part = memoryview(bytearray(sample.data))
+        layout.make_canonical(part, _length(sample))
+        if not layout.fits(part, sample.start, sample.end):
+            return PartLayout(head, per_token, ())
+    return layout
+
+
+def _length(sample: Sample) -> int:
+    return sample.end - sample.start
+
+
+def _named(sample: Sample) -> bool:
+    return bool(_HEAD.unpack_from(sample.data)[1] == sample.seq)
+
+
+def _find_tables(sample: Sample) -> list[int]:
+    """Return where all records of the sample stand together."""
+    table = b"".join(_RECORD.pack(pos, 1, sample.seq) for pos in range(sample.start, sample.end))
+    offsets = []
+    at = sample.data.find(table)
+    while at >= 0:
+        offsets.append(at)
+        at = sample.data.find(table, at + 1)
+    return offsets

@@ -1,0 +1,320 @@
+"""One model's use of the shared cache, on the core's side.
+
+Between a host, which speaks in frames and requests, and the cache, which speaks in
+leases and extents.  Three jobs: answer lookups, enter what was captured, and keep the
+model process supplied with extents to capture into.
+
+Everything here runs on the host's reader thread, except a lookup that waits for a row
+in flight, which may run on the cache's timer; a request has one of them at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from erllama_py._backends.base import BLOCK, BackendInfo
+from erllama_py._cache.grade import Grade as StoredGrade
+from erllama_py._cache.grade import last_slice, streamed, whole_chunk
+from erllama_py._cache.lease import Lease, NewLogits, Tail
+from erllama_py._cache.namespace import Identity, Namespace
+from erllama_py._cache.policy import should_finish_save
+from erllama_py._cache.ram import Extent as StoredExtent
+from erllama_py._cache.store import Cache
+from erllama_py._engine.channel import Channel
+from erllama_py._engine.frames import (
+    Captured,
+    Done,
+    Extent,
+    Grade,
+    Grants,
+    Lookup,
+    Piece,
+    Plan,
+    Restored,
+    Saved,
+    Segment,
+    Stored,
+)
+from erllama_py._machine.fingerprint import file_fingerprint, file_identity
+from erllama_py.errors import ErllamaError
+
+if TYPE_CHECKING:
+    from erllama_py._engine.request import Request
+    from erllama_py.config import LoadConfig
+
+__all__ = ("ModelCache",)
+
+SPARE_BLOCKS = 2
+"""Granted blocks beyond one batch and one tail per slot."""
+
+
+class ModelCache:
+    """The cache as one loaded model sees it."""
+
+    def __init__(self, cache: Cache, config: LoadConfig) -> None:
+        self._cache = cache
+        self._config = config
+        self._policy = config.policy
+        path = config.model_path
+        try:
+            self._file = file_identity(path)
+            given = config.fingerprint
+            self.fingerprint = given or (file_fingerprint(path) if path else bytes(32))
+        except OSError as error:
+            raise ErllamaError(
+                "load_failed", f"{path!r} cannot be read: {error.strerror}", "check the path"
+            ) from error
+        self._lock = threading.Lock()
+        self._namespace: Namespace | None = None
+        self._chunk = 0
+        self._threads = 0
+        self._sizes = (0, 0)
+        self._targets = (0, 0)
+        self._blocks: set[Extent] = set()
+        self._logits: set[Extent] = set()
+        self._segments: set[int] = set()
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is cached for this model."""
+        return self._namespace is not None
+
+    # -- a process comes and goes ----------------------------------------------------------
+
+    def attach(self, info: BackendInfo, chunk: int, channel: Channel) -> None:
+        """Serve a process that has just loaded."""
+        if not (self._config.caching and info.blocks):
+            return
+        self._chunk = chunk
+        self._threads = info.n_threads
+        self._sizes = (info.block_bytes, info.logits_bytes)
+        self._targets = (
+            info.n_batch // BLOCK + info.n_seq_max + SPARE_BLOCKS,
+            2 * info.n_seq_max + SPARE_BLOCKS,
+        )
+        self._segments.clear()
+        engine = {**info.identity, "file": self._file, "backend": info.backend}
+        self._namespace = self._cache.namespace(
+            Identity(
+                fingerprint=self.fingerprint,
+                quant_type=self._config.quant_type,
+                ctx_params_hash=self._config.ctx_params_hash,
+                engine=tuple(sorted(engine.items())),
+            )
+        )
+        self.replenish(channel)
+
+    def detach(self) -> None:
+        """Take back what a process that has ended was granted."""
+        with self._lock:
+            granted = self._blocks | self._logits
+            self._blocks.clear()
+            self._logits.clear()
+        for extent in granted:
+            self._cache.release(_stored_extent(extent))
+
+    def replenish(self, channel: Channel) -> None:
+        """Grant extents up to the target, as far as the quota goes."""
+        if self._namespace is None:
+            return
+        with self._lock:
+            blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], channel)
+            logits = self._grant(self._logits, self._targets[1], self._sizes[1], channel)
+        if blocks or logits:
+            channel.send(Grants(blocks, logits))
+
+    def _grant(
+        self, granted: set[Extent], target: int, size: int, channel: Channel
+    ) -> list[Extent]:
+        fresh: list[Extent] = []
+        while len(granted) < target:
+            reserved = self._cache.reserve(size)
+            if reserved is None:
+                break
+            self._introduce(reserved.segment, channel)
+            extent = Extent(*reserved)
+            granted.add(extent)
+            fresh.append(extent)
+        return fresh
+
+    def _introduce(self, index: int, channel: Channel) -> None:
+        """Send a segment's descriptor before the first extent in it."""
+        if index not in self._segments:
+            fd, size = self._cache.segments[index]
+            channel.send(Segment(index, size), fd)
+            self._segments.add(index)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def probe(self, tokens: bytes) -> int:
+        """Return the prefix length that the next admission of these tokens would report."""
+        if self._namespace is None:
+            return 0
+        return self._namespace.probe(
+            tokens,
+            exactness=self._config.exactness,
+            chunk=self._chunk,
+            threads=self._threads,
+            floor=self._policy.min_tokens,
+        )
+
+    def lookup(self, request: Request, frame: Lookup, channel: Channel) -> None:
+        """Answer a lookup; where its parent row is being saved, once that is over."""
+        namespace = self._namespace
+        assert namespace is not None
+        if frame.resume is not None or request.parent_key is None:
+            self._answer(request, frame, channel)
+            return
+        namespace.await_row(
+            request.parent_key,
+            self._policy.session_resume_wait_ms / 1000,
+            lambda: self._answer(request, frame, channel),
+        )
+
+    def _answer(self, request: Request, frame: Lookup, channel: Channel) -> None:
+        namespace = self._namespace
+        assert namespace is not None
+        again = frame.resume is not None
+        tokens = request.tokens.tobytes() if frame.resume is None else frame.resume
+        lease = namespace.lookup(
+            tokens,
+            parent_key=None if again else request.parent_key,
+            exactness="bit" if request.options.bit else "token",
+            chunk=self._chunk,
+            threads=self._threads,
+            floor=0 if again else self._policy.min_tokens,
+            counted=not again,
+        )
+        before, request.lease = request.lease, lease
+        if before:
+            before.close()
+        if not again:
+            request.exactness = lease.label
+        with self._lock:
+            for piece in lease.pieces:
+                self._introduce(piece.extent.segment, channel)
+            if lease.logits:
+                self._introduce(lease.logits.extent.segment, channel)
+        channel.send(self._plan(frame.id, lease))
+
+    def _plan(self, number: int, lease: Lease) -> Plan:
+        return Plan(
+            id=number,
+            kind=lease.kind,
+            prefix_len=lease.prefix_len,
+            keep=lease.keep,
+            pieces=[
+                Piece(p.node_id, Extent(*p.extent), p.nbytes, p.crc, p.start, p.end)
+                for p in lease.pieces
+            ],
+            logits=(
+                Stored(Extent(*lease.logits.extent), self._sizes[1], lease.logits.crc)
+                if lease.logits
+                else None
+            ),
+            canonical=lease.label == "bit" and lease.keep % self._chunk == 0,
+            captured=lease.captured,
+        )
+
+    def restored(self, request: Request, frame: Restored) -> None:
+        """The engine needs the plan's pieces no more."""
+        self._cache.counters.add("load_total_ns", frame.load_ns)
+        lease, namespace = request.lease, self._namespace
+        if lease is None or namespace is None:
+            return
+        if frame.bad:
+            namespace.quarantine(frame.bad, corrupt=frame.corrupt)
+            lease.restart()
+        else:
+            lease.restored()
+
+    def captured(self, request: Request, frame: Captured) -> None:
+        """Enter a block into the request's chain."""
+        extent = frame.stored.extent
+        self._cache.counters.add("pack_total_ns", frame.pack_ns)
+        with self._lock:
+            self._blocks.discard(extent)
+        lease = request.lease
+        if lease is None or frame.start < lease.captured:
+            # Over already, or computed again after a restore that failed.
+            self._cache.release(_stored_extent(extent))
+            return
+        lease.add_block(
+            frame.start,
+            request.tokens[frame.start : frame.end].tobytes(),
+            self._grade(frame.grade),
+            _stored_extent(extent),
+            frame.stored.nbytes,
+            frame.stored.crc,
+        )
+
+    def saved(self, request: Request, frame: Saved) -> None:
+        """Enter a row."""
+        tail = logits = None
+        with self._lock:
+            if frame.tail:
+                self._blocks.discard(frame.tail.stored.extent)
+            if frame.logits:
+                self._logits.discard(frame.logits.extent)
+        if frame.tail:
+            self._cache.counters.add("pack_total_ns", frame.tail.pack_ns)
+            stored = frame.tail.stored
+            tail = Tail(
+                frame.tail.start,
+                _stored_extent(stored.extent),
+                stored.nbytes,
+                stored.crc,
+                self._grade(frame.tail.grade),
+            )
+        if frame.logits:
+            logits = NewLogits(
+                _stored_extent(frame.logits.extent), frame.logits.crc, frame.canonical
+            )
+        lease = request.lease
+        if lease is None:
+            for part in (tail, logits):
+                if part:
+                    self._cache.release(part.extent)
+            return
+        lease.add_row(
+            request.tokens[: frame.length].tobytes(), frame.reason, tail=tail, logits=logits
+        )
+
+    def finish_key(self, request: Request, frame: Done) -> bytes | None:
+        """Return the key of the whole context, and announce its row where one follows.
+
+        ``None`` below the policy's ``min_tokens``, or where nothing is cached.
+        """
+        if self._namespace is None or not should_finish_save(frame.committed, self._policy):
+            return None
+        tokens = request.tokens[: frame.committed].tobytes()
+        finish_key = self._namespace.key(tokens)
+        if frame.saving and request.lease:
+            request.lease.expect_row(finish_key)
+            request.expected_row = finish_key
+        return finish_key
+
+    def closed(self, request: Request) -> None:
+        """The request is over for the engine, one way or the other."""
+        lease, request.lease = request.lease, None
+        if lease is None:
+            return
+        if request.expected_row:
+            lease.abandon_row(request.expected_row)
+        lease.close()
+
+    # -- helpers -------------------------------------------------------------------------------
+
+    def _grade(self, grade: Grade) -> StoredGrade:
+        match grade.kind:
+            case "P":
+                return whole_chunk(self._chunk)
+            case "T":
+                return last_slice(self._chunk, grade.end)
+            case _:
+                return streamed(self._threads)
+
+
+def _stored_extent(extent: Extent) -> StoredExtent:
+    return StoredExtent(extent.segment, extent.offset, extent.size)

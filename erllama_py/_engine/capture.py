@@ -1,0 +1,112 @@
+"""Capture: what a job has computed goes into granted extents, off to the cache.
+
+A block is captured in the tick that completes it, which costs a fraction of a
+millisecond and leaves nothing to pack when the request ends but a tail.  Rows have the
+original's moments: *cold* at the trimmed and aligned length of a cold prompt,
+*continued* every so many decoded tokens, *finish* at the end (spec: cache, saves).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from erllama_py._backends.base import BLOCK, Backend
+from erllama_py._cache.checksum import crc
+from erllama_py._cache.policy import Policy, should_continued_save
+from erllama_py._engine.channel import Sink
+from erllama_py._engine.frames import Captured, Extent, Saved, Stored
+from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.sharedkv import SharedKv
+
+__all__ = ("Recorder",)
+
+
+class Recorder:
+    """The engine thread's captures.  Checksums are made on the sink's thread."""
+
+    def __init__(
+        self, backend: Backend, kv: SharedKv, out: Sink, policy: Policy, chunk: int
+    ) -> None:
+        self._backend = backend
+        self._kv = kv
+        self._out = out
+        self._policy = policy
+        self._chunk = chunk
+
+    def capture_blocks(self, job: Job) -> None:
+        """Capture every whole block that is computed and not yet stored.
+
+        Where no extent is granted the block is left for a later tick: on full attention
+        it is still there then.
+        """
+        if not job.capturing:
+            return
+        if self._backend.length(job.slot) != len(job.ledger):
+            job.capturing = False  # the ledger rule: what fails a check is not stored
+            return
+        while job.captured + BLOCK <= len(job.ledger):
+            captured = self._pack(job, job.captured, job.captured + BLOCK)
+            if captured is None:
+                break
+            self._out.defer(captured)
+            job.captured += BLOCK
+        job.forget_slices()
+
+    def _pack(self, job: Job, start: int, end: int) -> Callable[[], Captured] | None:
+        extent = self._kv.take_block()
+        if extent is None:
+            return None
+        view = self._kv.view(extent)
+        began = time.perf_counter_ns()
+        written = self._backend.pack(job.slot, start, end, view)
+        took = time.perf_counter_ns() - began
+        if not written:
+            self._kv.give_back_block(extent)
+            job.capturing = False
+            return None
+        number, grade = job.id, job.grade(start, end, self._chunk)
+
+        def build() -> Captured:
+            stored = Stored(extent, written, crc(view[:written]))
+            return Captured(number, start, end, stored, grade, took)
+
+        return build
+
+    def save_due_rows(self, job: Job, logits_row: int | None) -> None:
+        """Save the cold row and continued rows when their moment has come."""
+        policy = self._policy
+        if job.cold_row is not None and len(job.ledger) >= job.cold_row:
+            length, job.cold_row = job.cold_row, None
+            at_end = length == len(job.ledger)
+            self.save(job, "cold", length, logits_row if at_end else None)
+        if (
+            job.stage is Stage.RUN
+            and job.generated
+            and should_continued_save(len(job.ledger), job.last_save, policy)
+        ):
+            self.save(job, "continued", len(job.ledger), None)
+
+    def save(self, job: Job, reason: str, length: int, logits_row: int | None) -> None:
+        """Announce a row of the first ``length`` tokens, with its tail and logits."""
+        start = length - length % BLOCK
+        tail = logits = None
+        if length != job.last_save:  # else the row is there already, and only counted
+            if start != length and job.captured == start:
+                tail = self._pack(job, start, length)
+            logits = self._copy_logits(logits_row)
+        job.last_save = length
+        number, canonical = job.id, job.canonical and length == job.prompt_len
+
+        def build() -> Saved:
+            stored = Stored(logits, size, crc(self._kv.view(logits, size))) if logits else None
+            return Saved(number, reason, length, tail() if tail else None, stored, canonical)
+
+        size = self._backend.info.logits_bytes
+        self._out.defer(build)
+
+    def _copy_logits(self, row: int | None) -> Extent | None:
+        extent = self._kv.take_logits() if row is not None else None
+        if extent is not None and row is not None:
+            self._backend.copy_logits(row, self._kv.view(extent, self._backend.info.logits_bytes))
+        return extent

@@ -1,0 +1,412 @@
+"""The frames between the core and a model process.
+
+One frame is a 4-byte big-endian length and a MessagePack map, tagged with the frame's
+class name.  Frames are typed: what does not decode as one of these classes is a
+protocol error, and no frame carries code or pickled objects.
+
+KV never travels in a frame.  The core owns shared-memory segments; a :class:`Segment`
+frame carries one's descriptor, and every other frame speaks of extents in it.
+
+A request's life on the wire::
+
+    core                                   model process
+      Submit  ----------------------------->  checked, tokenised, queued
+            <-----------------------------  Accepted    (or Failed)
+            <-----------------------------  Lookup      a slot is free: what is cached?
+      Plan    ----------------------------->  restores, then prefills the rest
+            <-----------------------------  Admitted    the hit as it turned out
+            <-----------------------------  Restored    the plan's pieces may be unpinned
+            <-----------------------------  Token ...   text and id, one frame a token
+            <-----------------------------  Captured .. a block is in its extent
+            <-----------------------------  Saved ...   a row is complete
+            <-----------------------------  Done | Failed
+            <-----------------------------  Closed      the slot is free again
+
+An exact hit samples its first token from stored logits, so there Admitted and Token
+come before Restored.  The finish row's Captured and Saved come after Done: a reply
+waits for no save.
+
+Tokens travel as little-endian u32 bytes, the layout that cache keys hash.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from erllama_py._backends.base import BackendConfig, BackendInfo
+from erllama_py._cache.policy import Policy
+from erllama_py.config import GenerateOptions
+
+__all__ = (
+    "Accepted",
+    "Admitted",
+    "Answer",
+    "Call",
+    "Cancel",
+    "Captured",
+    "Closed",
+    "Done",
+    "Extent",
+    "Failed",
+    "Frame",
+    "Grade",
+    "Grants",
+    "Load",
+    "LoadFailed",
+    "Loaded",
+    "Log",
+    "Lookup",
+    "Phase",
+    "Piece",
+    "Plan",
+    "Refused",
+    "Restored",
+    "Saved",
+    "Segment",
+    "Stop",
+    "Stored",
+    "Submit",
+    "Token",
+    "decode_frame",
+    "encode_frame",
+    "pack_tokens",
+    "unpack_tokens",
+)
+
+
+def pack_tokens(tokens: Iterable[int]) -> bytes:
+    """Return tokens as little-endian u32 bytes."""
+    return array("I", tokens).tobytes()
+
+
+def unpack_tokens(data: bytes) -> array[int]:
+    """Return little-endian u32 bytes as an array of tokens."""
+    tokens = array("I")
+    tokens.frombytes(data)
+    return tokens
+
+
+# "I" must be four little-endian bytes here: true of every platform llama.cpp builds for.
+if array("I", [1]).tobytes() != b"\x01\0\0\0":  # pragma: no cover
+    raise ImportError("erllama_py needs a little-endian machine with 32-bit ints")
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True, tag_field="t", array_like=True):
+    """Base of all frames."""
+
+
+# -- parts of frames ------------------------------------------------------------------
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True):
+    """A place in a shared segment, in bytes."""
+
+    segment: int
+    offset: int
+    size: int
+
+
+class Grade(msgspec.Struct, frozen=True, array_like=True):
+    """How a captured run was computed; see the cache index for what each may serve."""
+
+    kind: str
+    """``P`` one whole aligned chunk, alone; ``T`` the last partial cut, alone; ``S`` else."""
+    end: int = 0
+    """For ``T``: the prompt length at which its cut ended."""
+
+
+class Piece(msgspec.Struct, frozen=True, array_like=True):
+    """One packed run to restore: positions [start, end)."""
+
+    node: int
+    extent: Extent
+    nbytes: int
+    crc: int
+    start: int
+    end: int
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes in an extent with their CRC-32C."""
+
+    extent: Extent
+    nbytes: int
+    crc: int
+
+
+# -- core to model ---------------------------------------------------------------------
+
+
+class Load(Frame, frozen=True):
+    """First frame: what to load."""
+
+    backend: BackendConfig
+    policy: Policy
+    caching: bool
+
+
+class Segment(Frame, frozen=True):
+    """A shared segment; its descriptor comes with the frame."""
+
+    index: int
+    size: int
+
+
+class Grants(Frame, frozen=True):
+    """Extents the engine may capture into: blocks (and tails) or logits."""
+
+    blocks: list[Extent]
+    logits: list[Extent]
+
+
+class Submit(Frame, frozen=True):
+    """A request.  ``text`` is tokenised by the model process where given."""
+
+    id: int
+    mode: str
+    """``complete``, ``infer`` or ``prefill_only``."""
+    text: bytes | None
+    tokens: bytes
+    options: GenerateOptions
+
+
+class Plan(Frame, frozen=True):
+    """The answer to :class:`Lookup`."""
+
+    id: int
+    kind: str
+    """``exact``, ``partial`` or ``cold``."""
+    prefix_len: int
+    keep: int
+    """Tokens to have in the KV after restoring; pieces may cover more."""
+    pieces: list[Piece]
+    logits: Stored | None
+    canonical: bool
+    """Every piece is bit-exact and ``keep`` is a chunk multiple: going on stays exact."""
+    captured: int
+    """Leading tokens that need no capture."""
+
+
+class Cancel(Frame, frozen=True):
+    """Stop a request at the next tick."""
+
+    id: int
+
+
+class Call(Frame, frozen=True):
+    """A question that needs the vocabulary only, or a small job; see ``worker``."""
+
+    id: int
+    what: str
+    data: Any
+
+
+class Stop(Frame, frozen=True):
+    """End cleanly."""
+
+
+# -- model to core ---------------------------------------------------------------------
+
+
+class Loaded(Frame, frozen=True):
+    """The model serves."""
+
+    info: BackendInfo
+    chunk: int
+    """Prefill slice in use: a multiple of the block, at most n_ubatch."""
+
+
+class LoadFailed(Frame, frozen=True):
+    """The model could not be loaded; the process ends."""
+
+    reason: Any
+    detail: str
+
+
+class Accepted(Frame, frozen=True):
+    """A request passed its checks and is queued."""
+
+    id: int
+    tokens: bytes
+    """The prompt; empty where the core sent tokens and has it."""
+
+
+class Lookup(Frame, frozen=True):
+    """A slot is free for this request; asks what is cached of its prompt.
+
+    ``resume`` holds the tokens of a preempted request's second admission instead; the
+    counters must not move for those.
+    """
+
+    id: int
+    resume: bytes | None
+
+
+class Admitted(Frame, frozen=True):
+    """How the request was admitted: the plan's hit, or cold where restoring failed."""
+
+    id: int
+    kind: str
+    prefix_len: int
+
+
+class Restored(Frame, frozen=True):
+    """The plan's pieces are not needed any more.
+
+    ``bad`` names nodes whose bytes failed their CRC (``corrupt``) or that the engine
+    refused; the request went on cold.
+    """
+
+    id: int
+    bad: list[int]
+    corrupt: bool
+    load_ns: int
+    """Time spent unpacking."""
+
+
+class Token(Frame, frozen=True):
+    """One generated token: its text (may be empty) and id.
+
+    ``token`` is ``None`` for text that was held back by the stop scanner and is let go
+    at the end.
+    """
+
+    id: int
+    data: bytes
+    token: int | None
+
+
+class Captured(Frame, frozen=True):
+    """Positions [start, end) are in the extent, a granted one."""
+
+    id: int
+    start: int
+    end: int
+    stored: Stored
+    grade: Grade
+    pack_ns: int
+
+
+class Saved(Frame, frozen=True):
+    """A row of the request's first ``length`` tokens is complete.
+
+    The tail is the part after the last whole block; ``None`` where there is none.
+    ``canonical``: the logits are those of a cold, lone prefill, bit for bit.
+    """
+
+    id: int
+    reason: str
+    length: int
+    tail: Captured | None
+    logits: Stored | None
+    canonical: bool
+
+
+class Done(Frame, frozen=True):
+    """The reply is complete.  ``saving``: a finish row will follow in ``Saved``."""
+
+    id: int
+    finish_reason: str
+    stop: bytes | None
+    reply: bytes
+    prefill_ms: int
+    generation_ms: int
+    committed: int
+    saving: bool
+
+
+class Failed(Frame, frozen=True):
+    """The request failed; the model goes on."""
+
+    id: int
+    reason: Any
+    detail: str
+
+
+class Closed(Frame, frozen=True):
+    """The request holds nothing any more; extents it did not use come back."""
+
+    id: int
+
+
+class Phase(Frame, frozen=True):
+    """What the engine is doing: ``idle``, ``prefilling`` or ``generating``."""
+
+    phase: str
+
+
+class Answer(Frame, frozen=True):
+    """The result of a :class:`Call`."""
+
+    id: int
+    value: Any
+
+
+class Refused(Frame, frozen=True):
+    """A :class:`Call` failed."""
+
+    id: int
+    reason: Any
+    detail: str
+
+
+class Log(Frame, frozen=True):
+    """A line of the engine's own log."""
+
+    level: int
+    text: str
+
+
+AnyFrame = (
+    Load
+    | Segment
+    | Grants
+    | Submit
+    | Plan
+    | Cancel
+    | Call
+    | Stop
+    | Loaded
+    | LoadFailed
+    | Accepted
+    | Lookup
+    | Admitted
+    | Restored
+    | Token
+    | Captured
+    | Saved
+    | Done
+    | Failed
+    | Closed
+    | Phase
+    | Answer
+    | Refused
+    | Log
+)
+
+LENGTH: Final = struct.Struct(">I")
+MAX_FRAME: Final = 256 << 20
+"""A prompt of a million tokens is 4 MB; anything near this is a broken peer."""
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(AnyFrame)
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """Return a frame with its length prefix."""
+    body = _encoder.encode(frame)
+    return LENGTH.pack(len(body)) + body
+
+
+def decode_frame(body: bytes | memoryview) -> AnyFrame:
+    """Return the frame of a body (without length prefix).
+
+    :raises msgspec.ValidationError: not one of the frames above.
+    """
+    frame: AnyFrame = _decoder.decode(body)
+    return frame

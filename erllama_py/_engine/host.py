@@ -1,0 +1,513 @@
+"""One loaded model on the core's side: supervision, requests, and its share of the cache.
+
+A host outlives its model process.  Each *life* of the process has its own pid and its
+own reader thread; when a life ends unasked, running requests fail, queued ones wait,
+and the process is started again under the same id (design: "Restart")::
+
+    loading --Loaded--> up --process ends--> restarting --Loaded--> up
+       |                 |                        |
+       +--LoadFailed-----+--unload----------------+--too often, or for memory--> gone
+
+Requests are never retried once admitted: part of a reply may have been seen.
+
+Locking: ``_lock`` guards the state, the current life and the request table.  Frames
+are handled on the life's reader thread, which alone touches a request's lease.
+Callbacks to users are never made under the lock.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from erllama_py._backends.base import BackendInfo
+from erllama_py._engine.caching import ModelCache
+from erllama_py._engine.channel import Channel, ChannelClosed
+from erllama_py._engine.frames import (
+    Accepted,
+    Admitted,
+    Answer,
+    AnyFrame,
+    Call,
+    Cancel,
+    Captured,
+    Closed,
+    Done,
+    Failed,
+    Load,
+    Loaded,
+    LoadFailed,
+    Log,
+    Lookup,
+    Phase,
+    Refused,
+    Restored,
+    Saved,
+    Stop,
+    Token,
+)
+from erllama_py._engine.process import Running, start_in_process, start_process
+from erllama_py._engine.request import Request
+from erllama_py.config import LoadConfig
+from erllama_py.errors import ErllamaError, ModelGone
+from erllama_py.types import Atom, ModelPid, next_serial
+
+__all__ = ("ModelHost", "model_gone")
+
+CALL_TIMEOUT_S = 30.0
+"""How long a call by id waits for a model that is being restarted."""
+
+RESTARTS, RESTART_WINDOW_S = 5, 30.0
+"""The original supervisor's intensity: the sixth end within the window is final."""
+
+END_TIMEOUT_S = 2.0
+"""How long an unloaded process may take to end by itself."""
+
+_native_log = logging.getLogger("erllama_py.native")
+
+
+def model_gone(model_id: str) -> ModelGone:
+    """Return the error for an id that names no model."""
+    return ModelGone(
+        (Atom("noproc"), (Atom("erllama_model"), Atom("not_found"), model_id)),
+        f"no model {model_id!r} is loaded",
+        "load it first, or look at list_models()",
+    )
+
+
+class Life:
+    """One run of the model process."""
+
+    def __init__(self, process: Running, channel: Channel) -> None:
+        self.pid = ModelPid(next_serial())
+        self.process = process
+        self.channel = channel
+        self.loaded = threading.Event()
+        self.failure: ErllamaError | None = None
+        self.calls: dict[int, _Pending] = {}
+
+    def send(self, frame: Any) -> None:
+        """Send a frame; a dead process is the reader's to notice."""
+        with contextlib.suppress(ChannelClosed):
+            self.channel.send(frame)
+
+
+class _Pending:
+    """A call waiting for its answer."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.value: Any = None
+        self.error: ErllamaError | None = None
+
+
+class ModelHost:
+    """A model that is loaded under an id.
+
+    :param on_up: called with (host, pid) after each successful start.
+    :param on_down: called with (host, pid, reason) after each end of a process that
+        had served.
+    :param on_gone: called with the host when it will not come back.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        config: LoadConfig,
+        cache: ModelCache,
+        on_up: Callable[[ModelHost, ModelPid], None],
+        on_down: Callable[[ModelHost, ModelPid, Any], None],
+        on_gone: Callable[[ModelHost], None],
+    ) -> None:
+        self.id = model_id
+        self.config = config
+        self.cache = cache
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_gone = on_gone
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._state = "loading"
+        self._life: Life | None = None
+        self._requests: dict[int, Request] = {}
+        self._ends: collections.deque[float] = collections.deque()
+        self._phase = "idle"
+        self.last_hit: dict[str, Any] | None = None
+        self.loaded_at = 0
+        """Monotonic nanoseconds of the last start."""
+        self.info: BackendInfo
+        """There from the first successful load on."""
+
+    # -- life cycle -------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Start the model process and wait until it serves.
+
+        :raises ErllamaError: it does not load; nothing is left behind.
+        """
+        life = self._start_life()
+        life.loaded.wait()
+        if life.failure is not None:
+            raise life.failure
+
+    def _start_life(self) -> Life:
+        start = start_in_process if self.config.in_process else start_process
+        process, sock = start()
+        life = Life(process, Channel(sock))
+        with self._lock:
+            if self._state == "gone":
+                life.failure = ErllamaError("unloaded")
+            else:
+                self._life = life
+        reader = threading.Thread(
+            target=self._read, args=(life,), name=f"model-{self.id}", daemon=True
+        )
+        reader.start()
+        if life.failure:
+            life.channel.shutdown()
+        else:
+            life.send(Load(self.config.backend_config, self.config.policy, self.config.caching))
+        return life
+
+    def unload(self) -> None:
+        """End the model: live streams get an error, waiting callers an exit."""
+        with self._lock:
+            if self._state == "gone":
+                return
+            self._state = "gone"
+            life = self._life
+            self._changed.notify_all()
+        if life is None:
+            self._fail_all(Atom("shutdown"))
+            return
+        life.send(Stop())
+        timer = threading.Timer(END_TIMEOUT_S, life.process.kill)
+        timer.daemon = True
+        timer.start()
+        self._wait_ended(life)
+        timer.cancel()
+
+    def _wait_ended(self, life: Life) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._life is not life)
+
+    def abandon(self) -> None:
+        """Close a forked child's copy of the socket; the model is the parent's."""
+        if self._life:
+            self._life.channel.close()
+
+    @property
+    def os_pid(self) -> int | None:
+        """The model process's id in the operating system, while it runs."""
+        life = self._life
+        return life.process.os_pid if life else None
+
+    @property
+    def pid(self) -> ModelPid | None:
+        """The pid of the current life; ``None`` while there is none."""
+        life = self._life
+        return life.pid if life and self._state == "up" else None
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        :raises ModelGone: the model was unloaded.
+        """
+        with self._lock:
+            if self._state == "gone":
+                raise model_gone(self.id)
+            self._requests[request.id] = request
+            life = self._life if self._state == "up" else None
+            request.life = life
+        if life:
+            life.send(request.frame())
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request; its terminal event follows."""
+        with self._lock:
+            request.cancelled = True
+            life = request.life
+            waiting = request.id in self._requests and life is None
+        if isinstance(life, Life):
+            life.send(Cancel(request.id))
+        elif waiting:
+            self._end_unsent(request)
+
+    def _end_unsent(self, request: Request) -> None:
+        """Cancel a request that waits for the model to come back."""
+        with self._lock:
+            self._requests.pop(request.id, None)
+        request.on_done(
+            Done(request.id, "cancelled", None, b"", 0, 0, 0, saving=False), finish_key=None
+        )
+
+    def call(self, what: str, data: Any) -> Any:
+        """Ask the model process something; waits while it is being restarted.
+
+        :raises ErllamaError: it refused.
+        :raises ModelGone: the model is gone, or died meanwhile.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._state in ("up", "gone"), CALL_TIMEOUT_S)
+            life = self._life
+            if self._state != "up" or life is None:
+                raise model_gone(self.id)
+            number, pending = next_serial(), _Pending()
+            life.calls[number] = pending
+        life.send(Call(number, what, data))
+        pending.done.wait()
+        if pending.error:
+            raise pending.error
+        return pending.value
+
+    def request(self, number: int) -> Request | None:
+        """Return a live request by its number."""
+        return self._requests.get(number)
+
+    # -- observability: never crosses the model process --------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """``idle``, ``prefilling`` or ``generating``."""
+        return self._phase if any(not r.over for r in list(self._requests.values())) else "idle"
+
+    @property
+    def pending_len(self) -> int:
+        """Requests queued behind the running ones."""
+        return sum(not r.admitted and not r.over for r in list(self._requests.values()))
+
+    @property
+    def streams(self) -> int:
+        """Admitted streaming requests."""
+        return sum(
+            r.admitted and r.mode == "infer" and not r.over for r in list(self._requests.values())
+        )
+
+    # -- frames from the model process, on the reader thread ----------------------------------
+
+    def _read(self, life: Life) -> None:
+        try:
+            for frame, _ in life.channel.frames():
+                self._handle(life, frame)
+        except Exception:
+            # A frame that cannot be read or handled: this life is not to be trusted.
+            logging.getLogger(__name__).exception("model %s: protocol failure", self.id)
+            life.process.kill()
+        finally:
+            life.channel.shutdown()
+            reason = life.process.wait()
+            life.channel.close()
+            self._ended(life, reason)
+
+    def _handle(self, life: Life, frame: AnyFrame) -> None:
+        match frame:
+            case Token() | Captured() | Saved() | Lookup() | Accepted() | Admitted():
+                request = self._requests.get(frame.id)
+                if request is not None:
+                    self._handle_request(life, request, frame)
+            case Restored() | Closed():
+                self._handle_release(life, frame)
+            case Done() | Failed():
+                self._handle_end(frame)
+            case Phase():
+                self._phase = frame.phase
+            case Answer() | Refused():
+                pending = life.calls.pop(frame.id)
+                if isinstance(frame, Answer):
+                    pending.value = frame.value
+                else:
+                    pending.error = ErllamaError(_reason(frame.reason), frame.detail)
+                pending.done.set()
+            case Log():
+                _native_log.log(frame.level, "%s: %s", self.id, frame.text)
+            case Loaded():
+                self._loaded(life, frame)
+            case LoadFailed():
+                life.failure = ErllamaError(_reason(frame.reason), frame.detail)
+                life.channel.shutdown()
+            case _:
+                raise ChannelClosed(f"unexpected {type(frame).__name__} from the model")
+
+    def _handle_request(self, life: Life, request: Request, frame: AnyFrame) -> None:
+        match frame:
+            case Token():
+                request.on_token(frame.data, frame.token)
+            case Captured():
+                self.cache.captured(request, frame)
+                self.cache.replenish(life.channel)
+            case Saved():
+                self.cache.saved(request, frame)
+                self.cache.replenish(life.channel)
+            case Lookup():
+                self.cache.lookup(request, frame, life.channel)
+            case Accepted():
+                request.on_prompt(frame.tokens)
+            case Admitted():
+                request.admitted = True
+                request.kind, request.prefix_len = frame.kind, frame.prefix_len
+                if frame.kind == "cold":
+                    request.exactness = None
+                self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
+
+    def _handle_release(self, life: Life, frame: Restored | Closed) -> None:
+        request = self._requests.get(frame.id)
+        if request is None:
+            return
+        if isinstance(frame, Restored):
+            self.cache.restored(request, frame)
+            return
+        self.cache.closed(request)
+        with self._lock:
+            self._requests.pop(frame.id, None)
+        if not request.over:  # a defect of ours, but nobody may wait for ever
+            request.on_error(ErllamaError("closed", "the request ended without a result"))
+        self.cache.replenish(life.channel)
+
+    def _handle_end(self, frame: Done | Failed) -> None:
+        request = self._requests.get(frame.id)
+        if request is None:
+            return
+        if isinstance(frame, Done):
+            request.on_done(frame, self.cache.finish_key(request, frame))
+        else:
+            request.on_error(ErllamaError(_reason(frame.reason), frame.detail))
+            with self._lock:
+                self._requests.pop(frame.id, None)
+
+    def _loaded(self, life: Life, frame: Loaded) -> None:
+        self.info = frame.info
+        self.cache.attach(frame.info, frame.chunk, life.channel)
+        with self._lock:
+            if self._state == "gone":
+                return
+            self._state = "up"
+            self.loaded_at = time.monotonic_ns()
+            waiting = [r for r in self._requests.values() if r.life is not life]
+            for request in waiting:
+                request.life = life
+            self._changed.notify_all()
+        self._on_up(self, life.pid)
+        for request in waiting:
+            life.send(request.frame())
+        life.loaded.set()
+
+    # -- the end of a life -------------------------------------------------------------------
+
+    def _ended(self, life: Life, reason: Any) -> None:
+        """Clean up after a process that has been reaped."""
+        served = life.loaded.is_set()
+        self.cache.detach()
+        with self._lock:
+            unloading = self._state == "gone"
+            again = served and not unloading and reason != "oom" and self._may_restart()
+            if unloading:
+                reason = Atom("shutdown")
+            self._state = "restarting" if again else "gone"
+            self._phase = "idle"
+            self._life = None
+            lost = [r for r in self._requests.values() if r.admitted or not again]
+            for request in lost:
+                del self._requests[request.id]
+            kept = list(self._requests.values())
+            for request in kept:
+                request.life = None
+            self._changed.notify_all()
+        for pending in list(life.calls.values()):
+            pending.error = self._died(life, reason, "call")
+            pending.done.set()
+        for request in [*lost, *kept]:
+            self.cache.closed(request)
+        for request in lost:
+            self._fail(request, life, reason)
+        for request in [r for r in kept if r.cancelled]:
+            self._end_unsent(request)
+        if served:
+            self._on_down(self, life.pid, reason)
+        elif life.failure is None:
+            life.failure = self._load_crashed(life, reason)
+        life.loaded.set()
+        if again:
+            self._start_life()
+        else:
+            self._on_gone(self)
+
+    def _may_restart(self) -> bool:
+        now = time.monotonic()
+        self._ends.append(now)
+        while now - self._ends[0] > RESTART_WINDOW_S:
+            self._ends.popleft()
+        return len(self._ends) <= RESTARTS
+
+    def _load_crashed(self, life: Life, reason: Any) -> ErllamaError:
+        words = life.process.last_words
+        if reason == "oom":
+            return ErllamaError("oom", f"the kernel ended the load of {self.id!r} for memory")
+        return ErllamaError(
+            "malformed_gguf" if self.config.model_path else "load_failed",
+            f"the engine died ({_say(reason)}) loading {self.config.model_path or self.id!r}"
+            + (f": {words}" if words else ""),
+            "the file is probably damaged: compare its checksum with the publisher's",
+        )
+
+    def _died(self, life: Life, reason: Any, call: str) -> ModelGone:
+        return ModelGone(
+            (
+                reason,
+                (
+                    Atom("gen_statem"),
+                    Atom("call"),
+                    [life.pid, Atom(call), Atom("infinity")],
+                ),
+            ),
+            f"the model {self.id!r} ended ({_say(reason)}) while the call waited",
+            "" if reason == "shutdown" else "it is restarted by itself; call again",
+        )
+
+    def _fail(self, request: Request, life: Life | None, reason: Any) -> None:
+        if request.over:
+            return
+        if request.mode == "infer":
+            word = "unloaded" if reason == "shutdown" else "model_down"
+            request.on_error(
+                ErllamaError(
+                    (Atom(word), reason),
+                    f"the model {self.id!r} ended ({_say(reason)}) during the stream",
+                )
+            )
+        else:
+            assert life is not None
+            request.on_error(self._died(life, reason, request.mode))
+
+    def _fail_all(self, reason: Any) -> None:
+        """End requests that wait for a life that will not come."""
+        with self._lock:
+            requests = list(self._requests.values())
+            self._requests.clear()
+        for request in requests:
+            request.on_error(
+                ErllamaError((Atom("unloaded"), reason), f"the model {self.id!r} was unloaded")
+            )
+
+
+def _reason(value: Any) -> Any:
+    """Give a reason back its Erlang types after MessagePack: lists were tuples."""
+    if isinstance(value, list):
+        return tuple(_reason(item) for item in value)
+    return Atom(value) if isinstance(value, str) else value
+
+
+def _say(reason: Any) -> str:
+    if reason == "killed":
+        return "killed with SIGKILL"
+    if reason == "oom":
+        return "killed by the kernel for memory"
+    if isinstance(reason, tuple):
+        return " ".join(str(part) for part in reason)
+    return str(reason)

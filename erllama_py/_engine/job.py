@@ -1,0 +1,150 @@
+"""One request inside the engine: its tokens, its slot, and how each was computed.
+
+Invariant (the *ledger*): ``ledger`` holds exactly the tokens that are in the KV of the
+job's sequence, in order.  A sampled token is ``pending`` until a step has evaluated it;
+it is part of ``generated`` and of the reply at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from array import array
+
+from erllama_py._backends.base import BLOCK, Sampler
+from erllama_py._engine.frames import Grade
+from erllama_py._engine.sharedkv import Restore
+from erllama_py._engine.stops import StopScanner
+from erllama_py.config import GenerateOptions
+
+__all__ = ("Job", "Stage")
+
+
+class Stage(enum.Enum):
+    """Where a job is; each arrow is made by the scheduler method named.
+
+    ::
+
+        QUEUED --dispatch--> LOOKUP --plan--> RESTORE --restore--> RUN --finish--> CLOSING
+          ^                                                         |                 |
+          +------------------------preempt--------------------------+              release
+    """
+
+    QUEUED = enum.auto()
+    LOOKUP = enum.auto()
+    """Holds a slot and waits for the core's plan."""
+    RESTORE = enum.auto()
+    RUN = enum.auto()
+    """Prefilling while ``todo`` lasts, then decoding."""
+    CLOSING = enum.auto()
+    """The reply is out; the last token and the finish row remain to be stored."""
+
+
+class Job:
+    """Plain state; the scheduler moves it."""
+
+    def __init__(
+        self,
+        number: int,
+        mode: str,
+        prompt: array[int],
+        options: GenerateOptions,
+        sampler: Sampler | None,
+        target: int,
+    ) -> None:
+        self.id = number
+        self.mode = mode
+        self.options = options
+        self.sampler = sampler
+        self.target = target
+        """Tokens to generate at most."""
+        self.stops = StopScanner(options.stop_sequences)
+        self.prompt_len = len(prompt)
+        self.stage = Stage.QUEUED
+        self.cancelled = False
+        self.slot = -1
+        self.order = 0
+        """Admission number: the highest is the youngest."""
+        self.restore: Restore | None = None
+        self.restored = 0
+        """Pieces of the plan that are in the KV."""
+        self.load_ns = 0
+        self.admitted = False
+        """The core knows how it was admitted; a preempted job stays admitted."""
+        self.preempted = False
+
+        self.ledger: array[int] = array("I")
+        self.todo = prompt
+        """Tokens to evaluate before the first (or next) token can be sampled."""
+        self.pending: int | None = None
+        self.generated: array[int] = array("I")
+
+        self.canonical = False
+        """Prefilled alone from cell 0 in aligned cuts: what it computes is grade P."""
+        self.slices: list[tuple[int, int]] = []
+        """Prefill cuts not yet captured, as (start, end)."""
+        self.captured = 0
+        """Leading tokens that are in the cache or need not be."""
+        self.capturing = True
+        self.cold_row: int | None = None
+        """Length of the cold row still to be saved."""
+        self.last_save = 0
+
+        self.started = 0.0
+        self.prefilled = 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether the job holds a slot."""
+        return self.slot >= 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether any token is to be drawn."""
+        return self.mode != "prefill_only" and self.target > 0
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether prompt tokens remain to be evaluated."""
+        return self.stage in (Stage.LOOKUP, Stage.RESTORE) or (
+            self.stage is Stage.RUN and bool(self.todo)
+        )
+
+    def cells(self) -> int:
+        """Cells the job has or is about to fill without generating."""
+        return len(self.ledger) + len(self.todo) + (self.pending is not None)
+
+    def begin(self, now: float) -> None:
+        """Start the clock at the first admission."""
+        if not self.started:
+            self.started = now
+
+    def milliseconds(self) -> tuple[int, int]:
+        """Return (prefill, generation): admission to end of prefill, and from there on."""
+        now = time.monotonic()
+        split = self.prefilled or now
+        return round((split - self.started) * 1000), round((now - split) * 1000)
+
+    def slice_end(self, chunk: int, budget: int) -> int:
+        """Tokens of the next prefill slice.
+
+        A slice never crosses an absolute multiple of the chunk: cuts at the same
+        places give the same bits, whatever was restored before.
+        """
+        return min(len(self.todo), chunk - len(self.ledger) % chunk, budget)
+
+    def grade(self, start: int, end: int, chunk: int) -> Grade:
+        """Grade a run of the ledger by the cuts that computed it."""
+        if self.canonical:
+            for first, last in self.slices:
+                if first <= start and end <= last and first % chunk == 0:
+                    if last - first == chunk:
+                        return Grade("P")
+                    if last == self.prompt_len and self.options.bit:
+                        return Grade("T", last)
+        return Grade("S")
+
+    def forget_slices(self) -> None:
+        """Drop the cuts whose tokens are all captured, up to the last block's start."""
+        edge = self.captured - self.captured % BLOCK
+        self.slices = [cut for cut in self.slices if cut[1] > edge]

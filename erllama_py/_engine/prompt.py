@@ -1,0 +1,32 @@
+"""Which prompts a model can take.  Pure.
+
+Asked by the core before it queues a request, and by the model process where it
+tokenised the text itself.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from erllama_py._backends.base import BackendInfo
+
+__all__ = ("refusal",)
+
+
+def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str] | None:
+    """Return (reason, detail) for a prompt the model cannot take, else ``None``.
+
+    A prompt that fills the context is taken by ``prefill_only``, which generates
+    nothing.
+    """
+    if not tokens:
+        return "empty_prompt", "the prompt has no tokens: give at least one"
+    if info.n_vocab and max(tokens) >= info.n_vocab:
+        return (
+            "invalid_token",
+            f"token {max(tokens)} is not in the model's vocabulary of {info.n_vocab}",
+        )
+    if len(tokens) + (mode != "prefill_only") > info.n_ctx:
+        detail = f"the prompt has {len(tokens)} tokens, the context {info.n_ctx} cells"
+        return "context_overflow", f"{detail}: shorten it, or load with a larger n_ctx"
+    return None

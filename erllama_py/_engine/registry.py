@@ -1,0 +1,190 @@
+"""The core: every model of this Python process by id and pid, and the cache they share.
+
+There is one core per process, made at first use.  A child forked by the user's code
+inherits neither models nor sockets: it starts with a core of its own, and its copies of
+the sockets are closed, so that models still notice when the parent ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from erllama_py._cache.store import Cache
+from erllama_py._engine.caching import ModelCache
+from erllama_py._engine.host import ModelHost, model_gone
+from erllama_py.config import cache_quota, parse_load
+from erllama_py.errors import BadCall, ErllamaError, ModelGone
+from erllama_py.types import Atom, ModelPid, next_serial
+
+__all__ = ("Core", "Watcher", "core")
+
+Watcher = Callable[[str, str, ModelPid, Any], None]
+"""Called with ("up" | "down", model id, pid, reason); must not block or raise."""
+
+
+class Core:
+    """Models by id and by pid."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hosts: dict[str, ModelHost] = {}
+        self._pids: dict[ModelPid, ModelHost] = {}
+        self._watchers: list[Watcher] = []
+        self._cache: Cache | None = None
+
+    @property
+    def cache(self) -> Cache:
+        """The cache, made at first use."""
+        with self._lock:
+            if self._cache is None:
+                self._cache = Cache(cache_quota())
+            return self._cache
+
+    def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
+        """Load a model and return its id, made up where none is given.
+
+        :raises ErllamaError: ``already_loaded``, or why it does not load; the id stays
+            usable.
+        """
+        parsed = parse_load(config)
+        name = f"erllama_model_{next_serial()}" if model_id is None else model_id
+        host = ModelHost(
+            name,
+            parsed,
+            ModelCache(self.cache, parsed),
+            on_up=self._up,
+            on_down=self._down,
+            on_gone=self._gone,
+        )
+        with self._lock:
+            if name in self._hosts:
+                raise ErllamaError(
+                    "already_loaded",
+                    f"a model {name!r} is loaded already",
+                    "unload it first, or choose another id",
+                )
+            self._hosts[name] = host
+        try:
+            host.load()
+        except BaseException:
+            # An interrupt included: the half-loaded process must not stay behind.
+            host.unload()
+            self._gone(host)
+            raise
+        return name
+
+    def unload(self, model: str | ModelPid) -> None:
+        """End a model; its id is free when this returns.
+
+        :raises ErllamaError: ``not_found``.
+        """
+        try:
+            host = self.host(model)
+        except ModelGone:
+            raise ErllamaError("not_found", f"no model {str(model)!r} is loaded") from None
+        self._gone(host)
+        host.unload()
+
+    def find(self, model_id: str) -> ModelHost | None:
+        """Return the host of an id, if it is loaded or being restarted."""
+        host = self._hosts.get(model_id)
+        return host if host and host.loaded_at else None
+
+    def host(self, model: Any) -> ModelHost:
+        """Return the host of an id or pid.
+
+        :raises ModelGone: it names no model.
+        :raises BadCall: it is neither.
+        """
+        if isinstance(model, ModelPid):
+            host = self._pids.get(model)
+            if host is None:
+                raise ModelGone(
+                    (
+                        Atom("noproc"),
+                        (Atom("gen_statem"), Atom("call"), [model, Atom("infinity")]),
+                    ),
+                    f"the model process {model} has ended",
+                    "use the model's id: it outlives its process",
+                )
+            return host
+        host = self.find(id_text(model))
+        if host is None:
+            raise model_gone(id_text(model))
+        return host
+
+    def hosts(self) -> list[ModelHost]:
+        """Return the hosts of loaded models, in load order."""
+        return [host for host in list(self._hosts.values()) if host.loaded_at]
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Call ``watcher`` at every start and end of a model process.
+
+        Returns a function that ends this.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
+
+    def abandon(self) -> None:
+        """Close this process's copies of the sockets, after a fork, in the child."""
+        for host in self._hosts.values():
+            host.abandon()
+
+    # -- called by hosts, on their reader threads ---------------------------------------------
+
+    def _up(self, host: ModelHost, pid: ModelPid) -> None:
+        with self._lock:
+            self._pids[pid] = host
+        self._tell("up", host, pid, None)
+
+    def _down(self, host: ModelHost, pid: ModelPid, reason: Any) -> None:
+        with self._lock:
+            self._pids.pop(pid, None)
+        self._tell("down", host, pid, reason)
+
+    def _gone(self, host: ModelHost) -> None:
+        with self._lock:
+            if self._hosts.get(host.id) is host:
+                del self._hosts[host.id]
+
+    def _tell(self, what: str, host: ModelHost, pid: ModelPid, reason: Any) -> None:
+        for watcher in list(self._watchers):
+            try:
+                watcher(what, host.id, pid, reason)
+            except Exception:
+                logging.getLogger(__name__).exception("a model watcher failed")
+
+
+def id_text(model: Any) -> str:
+    """Return a model id as text.
+
+    :raises BadCall: it is not a text.
+    """
+    if isinstance(model, bytes):
+        return model.decode(errors="surrogateescape")
+    if isinstance(model, str) and not isinstance(model, Atom):
+        return str(model)
+    raise BadCall("function_clause", f"a model is named by its id or pid, not by {model!r}")
+
+
+_core = Core()
+
+
+def core() -> Core:
+    """Return this process's core."""
+    return _core
+
+
+def _after_fork_in_child() -> None:
+    global _core
+    parents, _core = _core, Core()
+    with contextlib.suppress(Exception):
+        parents.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,179 @@
+"""One request on the core's side: what was asked, what came back, who is waiting.
+
+The model process may die and be restarted under a request; one that was not admitted
+yet is then sent again, so everything needed for that stays here.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from erllama_py._engine.frames import Done, Submit
+from erllama_py.config import GenerateOptions
+from erllama_py.errors import ErllamaError
+from erllama_py.types import Atom, Event, Ref, next_serial, text_of
+
+if TYPE_CHECKING:
+    from erllama_py._cache.lease import Lease
+
+__all__ = ("Request",)
+
+
+class Request:
+    """A request and its outcome.
+
+    :param mode: ``complete``, ``infer`` or ``prefill_only``.
+    :param text: the prompt where the model process is to tokenise it.
+    :param tokens: the prompt where the caller has tokens.
+    :param sink: takes a stream's events, on the host's reader thread: it must not block
+        and must not raise.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        options: GenerateOptions,
+        *,
+        text: bytes | None = None,
+        tokens: array[int] | None = None,
+        parent_key: bytes | None = None,
+        sink: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.id = next_serial()
+        self.ref = Ref(self.id)
+        self.mode = mode
+        self.options = options
+        self.text = text
+        self.parent_key = parent_key
+        self._sink = sink
+        self._submitted = b"" if tokens is None else tokens.tobytes()
+        self.tokens: array[int] = array("I") if tokens is None else array("I", tokens)
+        """Prompt and generated tokens, in order."""
+        self.prompt_len = len(self.tokens)
+
+        self.life: object = None
+        """The life of the model process it was sent to."""
+        self.accepted = threading.Event()
+        """Set once it passed its checks, or is over."""
+        self.admitted = False
+        self.cancelled = False
+        self.lease: Lease | None = None
+        self.expected_row: bytes | None = None
+        self.kind = "cold"
+        self.prefix_len = 0
+        self.exactness: str | None = None
+
+        self._over = threading.Event()
+        self.stats: dict[str, Any] | None = None
+        self.result: dict[str, Any] | None = None
+        self.error: ErllamaError | None = None
+
+    def frame(self) -> Submit:
+        """Return the frame that submits it."""
+        return Submit(self.id, self.mode, self.text, self._submitted, self.options)
+
+    @property
+    def generated(self) -> array[int]:
+        """The tokens sampled so far."""
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def over(self) -> bool:
+        """Whether the outcome is known."""
+        return self._over.is_set()
+
+    def wait(self) -> dict[str, Any]:
+        """Block until it is over and return the result map.
+
+        :raises ErllamaError: it failed.
+        """
+        self._over.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+    # -- called by the host ---------------------------------------------------------------
+
+    def on_prompt(self, tokens: bytes) -> None:
+        """It was accepted; ``tokens`` is the prompt where we had only its text."""
+        if self.text is not None:
+            self.tokens = array("I")
+            self.tokens.frombytes(tokens)
+            self.prompt_len = len(self.tokens)
+        self.accepted.set()
+
+    def on_token(self, data: bytes, token: int | None) -> None:
+        """One generated token, or text let go at the end."""
+        if token is not None:
+            self.tokens.append(token)
+        if self._sink:
+            if data:
+                self._sink(Event("token", self.ref, data=data))
+            if token is not None:
+                self._sink(Event("token_id", self.ref, token_id=token))
+
+    def on_done(self, frame: Done, finish_key: bytes | None) -> None:
+        """The reply is complete."""
+        generated = self.generated
+        stats: dict[str, Any] = {
+            "prompt_tokens": self.prompt_len,
+            "completion_tokens": len(generated),
+            "prefill_ms": frame.prefill_ms,
+            "generation_ms": frame.generation_ms,
+            "cache_hit_kind": Atom(self.kind),
+            "finish_reason": Atom(frame.finish_reason),
+            "cancelled": frame.finish_reason == "cancelled",
+            "finish_key": finish_key,
+            "committed_tokens": frame.committed,
+            "prefix_len": self.prefix_len,
+        }
+        if self.exactness:
+            stats["exactness"] = Atom(self.exactness)
+        stop = {} if frame.stop is None else {"stop_sequence": text_of(frame.stop)}
+        stats |= stop
+        self.stats = stats
+        if self.mode != "infer":
+            self.result = self._result(frame, finish_key, stats, stop)
+        self._end(Event("done", self.ref, stats=stats))
+
+    def _result(
+        self,
+        frame: Done,
+        finish_key: bytes | None,
+        stats: dict[str, Any],
+        stop: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Build the map that complete or prefill_only returns."""
+        common = {
+            "context_tokens": self.tokens[: frame.committed].tolist(),
+            "committed_tokens": frame.committed,
+            "finish_key": finish_key,
+            "cache_hit_kind": Atom(self.kind),
+        }
+        if self.mode == "prefill_only":
+            return common
+        return {
+            "reply": text_of(frame.reply),
+            "generated": self.generated.tolist(),
+            **common,
+            "finish_reason": Atom(frame.finish_reason),
+            "stats": stats,
+            **stop,
+        }
+
+    def on_error(self, error: ErllamaError) -> None:
+        """It failed."""
+        self.error = error
+        self._end(Event("error", self.ref, reason=error.reason))
+
+    def _end(self, event: Event) -> None:
+        if self._over.is_set():
+            return
+        self._over.set()
+        self.accepted.set()
+        if self._sink:
+            self._sink(event)

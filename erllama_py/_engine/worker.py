@@ -1,0 +1,242 @@
+"""The model process: ``python -m erllama_py._engine.worker FD``.
+
+Two threads matter.  *Control* reads frames, tokenises, checks requests, verifies what
+plans want restored, and answers questions about the vocabulary: none of that waits for
+a tick.  *Engine* alone touches the context (see :mod:`~erllama_py._engine.scheduler`).
+A third, the outbox's, sends what the socket did not take at once.
+
+The process outlives nothing: at end of file of its socket it exits at once, whatever a
+tick is doing, so a core that dies by ``kill -9`` leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from array import array
+from typing import Any
+
+from erllama_py._backends import open_backend
+from erllama_py._backends.base import BLOCK, Backend, BackendError
+from erllama_py._cache.policy import prefill_chunk
+from erllama_py._engine.channel import Channel, ChannelClosed, Outbox
+from erllama_py._engine.frames import (
+    Accepted,
+    Answer,
+    Call,
+    Cancel,
+    Failed,
+    Grants,
+    Load,
+    Loaded,
+    LoadFailed,
+    Log,
+    Plan,
+    Refused,
+    Segment,
+    Stop,
+    Submit,
+    unpack_tokens,
+)
+from erllama_py._engine.job import Job
+from erllama_py._engine.prompt import refusal
+from erllama_py._engine.scheduler import Scheduler
+from erllama_py._engine.sharedkv import Restore, SharedKv
+
+__all__ = ("main", "serve")
+
+EXIT_BUG = 70
+"""Exit status after an exception that is a defect of ours (EX_SOFTWARE)."""
+
+_SWITCH_INTERVAL_S = 0.0005
+"""The engine thread must not wait CPython's 5 ms for the control thread to yield."""
+
+
+class Worker:
+    """One model process, or its twin inside a test."""
+
+    def __init__(self, channel: Channel, *, in_process: bool) -> None:
+        self._channel = channel
+        self._in_process = in_process
+        self._out = Outbox(channel)
+        self._kv = SharedKv()
+        self._backend: Backend | None = None
+        self._scheduler: Scheduler | None = None
+        self._engine: threading.Thread | None = None
+
+    def control(self) -> None:
+        """Read frames until the core closes or says stop."""
+        for frame, fd in self._channel.frames():
+            match frame:
+                case Submit():
+                    self._submit(frame)
+                case Plan():
+                    self._plan(frame)
+                case Cancel():
+                    if scheduler := self._scheduler:
+                        number = frame.id
+                        scheduler.mailbox.put(lambda: scheduler.cancel(number))  # noqa: B023
+                case Call():
+                    self._call(frame)
+                case Grants():
+                    self._kv.grant(frame.blocks, frame.logits)
+                    if self._scheduler:
+                        self._scheduler.mailbox.poke()
+                case Segment():
+                    assert fd is not None
+                    self._kv.add_segment(frame.index, frame.size, fd)
+                case Load():
+                    self._engine = threading.Thread(
+                        target=self._run_engine, args=(frame,), name="engine", daemon=True
+                    )
+                    self._engine.start()
+                case Stop():
+                    break
+                case _:
+                    raise ChannelClosed(f"unexpected {type(frame).__name__} from the core")
+
+    def end(self) -> None:
+        """Stop the engine; only the in-process twin gets here."""
+        if self._scheduler:
+            self._scheduler.mailbox.put(self._scheduler.stop)
+        if self._engine:
+            self._engine.join()
+        self._out.close()
+
+    # -- engine thread ------------------------------------------------------------------
+
+    def _run_engine(self, load: Load) -> None:
+        try:
+            try:
+                backend = open_backend(load.backend, log=self._log)
+            except BackendError as error:
+                self._out.put(LoadFailed(error.reason, error.detail))
+                return
+            info = backend.info
+            chunk = prefill_chunk(load.policy, info.n_batch, info.n_ubatch, BLOCK)
+            policy = load.policy if load.caching and info.blocks else None
+            scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
+            self._backend, self._scheduler = backend, scheduler
+            self._out.put(Loaded(info, chunk))
+            scheduler.run()
+            backend.close()
+        except Exception:  # noqa: BLE001 - reported and ended by, not swallowed
+            # A defect of ours must end the process: the supervisor restarts it, while
+            # an engine thread that died alone would leave every caller waiting.
+            traceback.print_exc()
+            if not self._in_process:
+                sys.stderr.flush()
+                os._exit(EXIT_BUG)
+            self._channel.shutdown()
+
+    def _log(self, level: int, text: str) -> None:
+        if level >= logging.WARNING:  # a load writes hundreds of lines below that
+            self._out.put(Log(level, text))
+
+    # -- control thread -----------------------------------------------------------------
+
+    def _submit(self, frame: Submit) -> None:
+        backend, scheduler = self._backend, self._scheduler
+        assert backend is not None
+        assert scheduler is not None
+        sampler = None
+        try:
+            if frame.text is None:
+                tokens, reply = unpack_tokens(frame.tokens), b""
+            else:
+                tokens = array("I", backend.tokenize(frame.text, special=True, parse_special=False))
+                reply = tokens.tobytes()
+            if refused := refusal(tokens, backend.info, frame.mode):
+                self._out.put(Failed(frame.id, *refused))
+                return
+            limit = backend.info.n_ctx - len(tokens)
+            if frame.mode != "prefill_only":
+                sampler = backend.new_sampler(frame.options.sampler)
+        except BackendError as error:
+            self._out.put(Failed(frame.id, error.reason, error.detail))
+            return
+        asked = frame.options.response_tokens
+        target = limit if asked is None else min(asked, limit)
+        job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
+        self._out.put(Accepted(frame.id, reply))
+        scheduler.mailbox.put(lambda: scheduler.submit(job))
+
+    def _plan(self, frame: Plan) -> None:
+        scheduler = self._scheduler
+        assert scheduler is not None
+        restore = Restore(frame, self._kv)
+        scheduler.mailbox.put(lambda: scheduler.plan(frame.id, restore))
+        more = bool(frame.pieces)
+        while more:
+            more = restore.verify_next()
+            scheduler.mailbox.poke()
+
+    def _call(self, frame: Call) -> None:
+        assert self._backend is not None
+        try:
+            value = answer(self._backend, frame.what, frame.data)
+        except BackendError as error:
+            self._out.put(Refused(frame.id, error.reason, error.detail))
+        else:
+            self._out.put(Answer(frame.id, value))
+
+
+def answer(backend: Backend, what: str, data: Any) -> Any:
+    """Answer a :class:`~erllama_py._engine.frames.Call`.
+
+    :raises BackendError: what the backend refused.
+    """
+    match what:
+        case "tokenize":
+            tokens = backend.tokenize(data, special=True, parse_special=False)
+            return array("I", tokens).tobytes()
+        case "tokenize_chat":
+            tokens = backend.tokenize(data, special=True, parse_special=True)
+            return array("I", tokens).tobytes()
+        case "detokenize":
+            return backend.detokenize(unpack_tokens(data))
+        case "device_memory":
+            return backend.device_memory()
+        case _:
+            raise BackendError("not_supported", what)
+
+
+def serve(sock: socket.socket, *, in_process: bool = False) -> None:
+    """Serve one model over a connected socket until the core closes it."""
+    channel = Channel(sock)
+    worker = Worker(channel, in_process=in_process)
+    try:
+        worker.control()
+    finally:
+        if in_process:
+            worker.end()
+            channel.close()
+
+
+def main() -> None:
+    """Run as a process; the socket's descriptor is the only argument."""
+    # Jupyter interrupts by process group and terminals do too; the core decides when
+    # this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    # Where memory runs out, the kernel should take this process and not its parent,
+    # which may be somebody's notebook.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("500")
+    try:
+        serve(socket.socket(fileno=int(sys.argv[1])))
+    finally:
+        # Not sys.exit: a tick may be running in native code, and nothing here needs
+        # flushing that the kernel does not do.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,656 @@
+"""The façade: erllama's functions under their Erlang names.
+
+Shapes are the original's, with Python's values in them: ids and texts are ``str``
+(``bytes`` are accepted, and returned where a text is not valid UTF-8), option maps are
+dicts keyed by the atoms' names, atoms as values are
+:class:`~erllama_py.types.Atom`, ``undefined`` is ``None``.  ``{ok, X}`` returns ``X``,
+``{error, R}`` raises :class:`~erllama_py.errors.ErllamaError` with ``.reason``.
+
+``model`` is a model id, a :class:`~erllama_py.types.ModelPid`, or what
+:func:`load_model` returned.  Every function may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import queue
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from erllama_py._engine.device_memory import device_memory
+from erllama_py._engine.host import ModelHost
+from erllama_py._engine.prompt import refusal
+from erllama_py._engine.registry import Watcher, core, id_text
+from erllama_py._engine.request import Request
+from erllama_py._engine.utf8 import Utf8Assembler
+from erllama_py._templates.render import render_chat
+from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, parse_request
+from erllama_py.errors import BadCall, ErllamaError, NotSupported
+from erllama_py.types import Atom, Event, ModelPid, Ref, text_of
+
+__all__ = (
+    "Model",
+    "Stream",
+    "apply_chat_template",
+    "cache_snapshot",
+    "cancel",
+    "complete",
+    "counters",
+    "detokenize",
+    "draft_tokens",
+    "embed",
+    "evict",
+    "infer",
+    "last_cache_hit",
+    "list_adapters",
+    "list_cached_prefixes",
+    "list_models",
+    "load_adapter",
+    "load_model",
+    "model_info",
+    "models",
+    "pending_len",
+    "phase",
+    "prefill_only",
+    "queue_depth",
+    "set_adapter_scale",
+    "shutdown",
+    "status",
+    "tokenize",
+    "unload",
+    "unload_adapter",
+    "unload_model",
+    "verify",
+    "vram_info",
+    "watch",
+)
+
+ModelArg = str | bytes | ModelPid
+Tokens = Sequence[int] | Iterable[int]
+Options = Mapping[str, Any]
+
+
+# -- models -----------------------------------------------------------------------------
+
+
+def load_model(*args: Any) -> Model:
+    """Load a model: ``load_model(config)`` or ``load_model(model_id, config)``.
+
+    ``config["model_path"]`` is a GGUF file or a known name (``smollm2``).  See the
+    reference page "load config" for all keys.
+
+    :return: the id, a ``str`` with methods for everyday use.
+    :raises ErllamaError: ``already_loaded``, ``load_failed``, ``malformed_gguf``,
+        ``context_failed``, ``oom``, ``badarg``, ``{badkey, model_path}``,
+        ``{invalid, Key, Value}``.  Nothing is left behind.
+    :raises BadCall: the id is not a text, or the config not a mapping.
+    """
+    match args:
+        case (config,):
+            return Model(core().load(None, _mapping(config, "config")))
+        case (model_id, config):
+            return Model(core().load(id_text(model_id), _mapping(config, "config")))
+        case _:
+            raise TypeError("load_model takes a config, or an id and a config")
+
+
+def unload(model: ModelArg) -> Atom:
+    """End a model and free its id.
+
+    Live streams get an ``error`` event with reason ``{unloaded, shutdown}``; calls that
+    wait raise :class:`~erllama_py.errors.ModelGone`.
+
+    :return: ``ok``.
+    :raises ErllamaError: ``not_found``.
+    """
+    core().unload(model if isinstance(model, ModelPid) else id_text(model))
+    return Atom("ok")
+
+
+def unload_model(model: ModelArg) -> Atom:
+    """Do what :func:`unload` does."""
+    return unload(model)
+
+
+def models() -> list[ModelPid]:
+    """Return the pids of the live model processes."""
+    return [pid for host in core().hosts() if (pid := host.pid) is not None]
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Return :func:`model_info` of every model that is up; do not rely on the order."""
+    return [_info(host) for host in core().hosts() if host.pid is not None]
+
+
+def model_info(model: ModelArg) -> dict[str, Any]:
+    """Return what a model is and does (16 keys, see the reference).
+
+    :raises ModelGone: unknown model.
+    """
+    return _info(core().host(model))
+
+
+def status(model: ModelArg) -> Atom:
+    """Return ``idle``, ``prefilling`` or ``generating``.
+
+    :raises ModelGone: unknown model; :func:`phase` answers ``idle`` instead.
+    """
+    return Atom(core().host(model).phase)
+
+
+# -- text and tokens --------------------------------------------------------------------
+
+
+def tokenize(model: ModelArg, text: str | bytes) -> list[int]:
+    """Tokenise a text as a prompt: BOS is added where the vocabulary asks for it.
+
+    Special-token syntax in the text stays text.  Does not wait for running requests.
+
+    :raises ErllamaError: ``too_large`` (4 MiB, or 1 048 576 tokens).
+    """
+    return _tokens_of(core().host(model).call("tokenize", _prompt(text)))
+
+
+def detokenize(model: ModelArg, tokens: Tokens) -> str | bytes:
+    """Return the text of tokens; control tokens render empty.
+
+    :raises ErllamaError: ``invalid_token``.
+    """
+    data: bytes = core().host(model).call("detokenize", _token_array(tokens).tobytes())
+    return text_of(data)
+
+
+def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
+    """Render a chat request with the model's template and tokenise it.
+
+    :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``.
+    :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
+    """
+    host = core().host(model)
+    info = host.info
+    text = render_chat(info.chat_template, request, bos=info.bos, eos=info.eos)
+    return _tokens_of(host.call("tokenize_chat", text.encode()))
+
+
+# -- generation -------------------------------------------------------------------------
+
+
+def complete(
+    model: ModelArg, prompt: str | bytes, options: Options | None = None
+) -> dict[str, Any]:
+    """Complete a prompt and return when the reply is whole.
+
+    :param options: ``response_tokens`` (default: what fits into the context),
+        ``parent_key``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
+        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``.
+    :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
+        ``finish_key``, ``cache_hit_kind``, ``finish_reason``, ``stats``, and
+        ``stop_sequence`` where one fired.
+    :raises ErllamaError: ``empty_prompt``, ``context_overflow``, ``grammar_failed``,
+        ``badarg``, ``{invalid, Key, Value}``.
+    :raises ModelGone: unknown model, or it ended while the call waited.
+    """
+    host = core().host(model)
+    request = _request(host, "complete", options, None, text=_prompt(prompt))
+    host.submit(request)
+    return _wait(host, request)
+
+
+def prefill_only(model: ModelArg, tokens: Tokens) -> dict[str, Any]:
+    """Compute a prompt into the cache without generating.
+
+    :return: ``context_tokens``, ``committed_tokens``, ``finish_key``,
+        ``cache_hit_kind``.
+    :raises ErllamaError: as :func:`complete`.
+    """
+    host = core().host(model)
+    prompt = _checked_tokens(host, "prefill_only", tokens)
+    request = _request(host, "prefill_only", None, None, tokens=prompt)
+    host.submit(request)
+    return _wait(host, request)
+
+
+def infer(
+    model: ModelArg,
+    tokens: Tokens,
+    params: Options | None = None,
+    callback: Callable[[Event], None] | None = None,
+) -> Stream | Ref:
+    """Start a stream; returns at once.
+
+    :param tokens: the prompt's token ids.
+    :param params: as the options of :func:`complete`; ``response_tokens`` defaults
+        to 64.
+    :param callback: takes each :class:`~erllama_py.types.Event` on a thread of ours; it
+        must be quick and must not raise.  Without it an iterator is returned.
+    :return: a :class:`Stream`, or with a callback the stream's
+        :class:`~erllama_py.types.Ref`, for :func:`cancel`.
+    :raises ErllamaError: what can be seen before it runs: ``empty_prompt``,
+        ``invalid_token``, ``context_overflow``, ``grammar_failed``, ``badarg``.
+    """
+    host = core().host(model)
+    prompt = _checked_tokens(host, "infer", tokens)
+    if callback is not None:
+        return _start(host, prompt, params, callback).ref
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    return Stream(_start(host, prompt, params, events.put), events)
+
+
+def cancel(ref: Ref) -> Atom:
+    """Stop a stream; its ``done`` event follows with ``cancelled``.
+
+    Queued streams too.  Unknown and finished ones are ignored.
+
+    :return: ``ok``, always and at once.
+    :raises BadCall: not a :class:`~erllama_py.types.Ref`.
+    """
+    if not isinstance(ref, Ref):
+        raise BadCall("function_clause", f"cancel takes the ref of a stream, not {ref!r}")
+    for host in core().hosts():
+        request = host.request(ref.serial)
+        if request is not None:
+            host.cancel(request)
+    return Atom("ok")
+
+
+# -- observability ----------------------------------------------------------------------
+
+
+def phase(model_id: str | bytes) -> Atom:
+    """Return ``idle``, ``prefilling`` or ``generating``; ``idle`` if not loaded."""
+    host = core().find(id_text(model_id))
+    return Atom(host.phase if host else "idle")
+
+
+def pending_len(model_id: str | bytes) -> int:
+    """Return how many requests are queued behind the running ones; 0 if not loaded."""
+    host = core().find(id_text(model_id))
+    return host.pending_len if host else 0
+
+
+def queue_depth(model_id: str | bytes | None = None) -> int:
+    """Return the number of admitted streams, of one model or of all."""
+    if model_id is None:
+        return sum(host.streams for host in core().hosts())
+    host = core().find(id_text(model_id))
+    return host.streams if host else 0
+
+
+def last_cache_hit(model_id: str | bytes) -> dict[str, Any] | None:
+    """Return ``kind`` and ``prefix_len`` of the latest admission, or ``None``."""
+    host = core().find(id_text(model_id))
+    return dict(host.last_hit) if host and host.last_hit else None
+
+
+def list_cached_prefixes(model_id: str | bytes, tokens: Tokens) -> int:
+    """Return how many leading tokens of a prompt the next admission would find cached.
+
+    :raises ErllamaError: ``model_not_loaded``.
+    """
+    prompt = _token_array(tokens)
+    if not prompt:
+        return 0
+    host = core().find(id_text(model_id))
+    if host is None:
+        raise ErllamaError("model_not_loaded")
+    return host.cache.probe(prompt.tobytes())
+
+
+def counters() -> dict[str, int]:
+    """Return the cache's 20 counters, over all models of this process."""
+    counts: dict[str, int] = core().cache.counters.snapshot()
+    return counts
+
+
+def cache_snapshot(limit: int = 100) -> dict[str, Any]:
+    """Return the cache for display: tiers, block totals, and the newest rows.
+
+    Not in erllama: its tables were readable; this is what a view needs of ours.
+    """
+    snapshot: dict[str, Any] = core().cache.snapshot(limit)
+    return snapshot
+
+
+def vram_info() -> dict[str, int]:
+    """Return ``total_b``, ``free_b``, ``used_b`` over all non-CPU devices.
+
+    :raises ErllamaError: ``no_gpu``.
+    """
+    total, free = device_memory(core().hosts())
+    if not total:
+        raise ErllamaError("no_gpu", "the engine sees no device but the CPU")
+    return {"total_b": total, "free_b": free, "used_b": max(total - free, 0)}
+
+
+def watch(watcher: Watcher) -> Callable[[], None]:
+    """Call ``watcher("up" | "down", model_id, pid, reason)`` as model processes come and go.
+
+    It runs on threads of ours and must be quick.  Returns a function that ends it.
+    """
+    return core().watch(watcher)
+
+
+# -- not built yet ----------------------------------------------------------------------
+
+
+def embed(model: ModelArg, tokens: Tokens) -> list[float]:
+    """Embeddings; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("embed/2")
+
+
+def evict(model: ModelArg) -> Atom:
+    """Save and free the live KV; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("evict/1")
+
+
+def shutdown(model: ModelArg) -> Atom:
+    """Save the live KV before a stop; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("shutdown/1")
+
+
+def draft_tokens(model_id: str | bytes, prefix: Tokens, options: Options) -> list[int]:
+    """Draft tokens for speculation; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("draft_tokens/3")
+
+
+def verify(model_id: str | bytes, prefix: Tokens, candidates: Tokens, k: int) -> Any:
+    """Verify drafted tokens; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("verify/4")
+
+
+def load_adapter(model: ModelArg, path: str) -> Any:
+    """Attach a LoRA adapter; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("load_adapter/2")
+
+
+def unload_adapter(model: ModelArg, handle: Any) -> Atom:
+    """Detach a LoRA adapter; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("unload_adapter/2")
+
+
+def set_adapter_scale(model: ModelArg, handle: Any, scale: float) -> Atom:
+    """Scale a LoRA adapter; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("set_adapter_scale/3")
+
+
+def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
+    """List LoRA adapters; not built yet.
+
+    :raises NotSupported: always.
+    """
+    raise NotSupported("list_adapters/1")
+
+
+# -- what load_model and infer return -----------------------------------------------------
+
+
+class Stream(Iterator[Event]):
+    """The events of one :func:`infer`, in the documented order.
+
+    Iteration ends after the terminal event.  Leaving a ``with`` block, or dropping the
+    stream before its end, cancels it.
+    """
+
+    def __init__(self, request: _Started, events: queue.SimpleQueue[Event]) -> None:
+        self._started = request
+        self._events = events
+        self._over = False
+        self.ref: Ref = request.ref
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Event:
+        if self._over:
+            raise StopIteration
+        event = self._events.get()
+        self._over = event.terminal
+        return event
+
+    def get(self, timeout: float) -> Event | None:
+        """Return the next event, or ``None`` when ``timeout`` seconds pass without one.
+
+        :raises StopIteration: the stream is over.
+        """
+        if self._over:
+            raise StopIteration
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        self._over = event.terminal
+        return event
+
+    def cancel(self) -> None:
+        """Stop it; the ``done`` event follows."""
+        self._started.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._over:
+            self.cancel()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self.cancel()
+
+
+class Model(str):
+    """A model's id, with the functions a user would look for as methods."""
+
+    __slots__ = ()
+
+    def complete(self, prompt: str | bytes, **options: Any) -> dict[str, Any]:
+        """Do :func:`complete` with options as keywords."""
+        return complete(self, prompt, options)
+
+    def stream(self, prompt: str | bytes, **options: Any) -> Iterator[str]:
+        """Yield the reply in whole characters as it is generated.
+
+        Leaving the loop cancels the request.
+
+        :raises ErllamaError: as :func:`infer`, or what ended the stream early.
+        """
+        options.setdefault("response_tokens", None)
+        assembler = Utf8Assembler()
+        host = core().host(self)
+        tokens = array("I", tokenize(self, prompt))
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request = _request(host, "infer", options, None, tokens=tokens, sink=events.put)
+        host.submit(request)
+        with Stream(_Started(host, request), events) as stream:
+            for event in stream:
+                if event.kind == "token" and (text := assembler.feed(event.data)):
+                    yield text
+        if request.error:
+            raise request.error
+        if rest := assembler.flush():
+            yield rest
+
+    def tokenize(self, text: str | bytes) -> list[int]:
+        """Do :func:`tokenize`."""
+        return tokenize(self, text)
+
+    def detokenize(self, tokens: Tokens) -> str | bytes:
+        """Do :func:`detokenize`."""
+        return detokenize(self, tokens)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **request: Any) -> list[int]:
+        """Do :func:`apply_chat_template`; returns the prompt's tokens."""
+        return apply_chat_template(self, {"messages": messages, **request})
+
+    def prefill(self, tokens: Tokens) -> dict[str, Any]:
+        """Do :func:`prefill_only`."""
+        return prefill_only(self, tokens)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """:func:`model_info`."""
+        return model_info(self)
+
+    def unload(self) -> Atom:
+        """Do :func:`unload`."""
+        return unload(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if core().find(self):
+            unload(self)
+
+
+# -- helpers ------------------------------------------------------------------------------
+
+
+class _Started:
+    """A submitted request with the host that runs it."""
+
+    def __init__(self, host: ModelHost, request: Request) -> None:
+        self._host = host
+        self._request = request
+        self.ref = request.ref
+
+    def cancel(self) -> None:
+        self._host.cancel(self._request)
+
+
+def _start(
+    host: ModelHost, prompt: array[int], params: Options | None, sink: Callable[[Event], None]
+) -> _Started:
+    request = _request(host, "infer", params, DEFAULT_INFER_TOKENS, tokens=prompt, sink=sink)
+    host.submit(request)
+    if request.options.sampler.grammar is not None:
+        # Only the engine can tell whether a grammar parses; it answers between ticks.
+        request.accepted.wait()
+        if request.error and not request.admitted:
+            raise request.error
+    return _Started(host, request)
+
+
+def _request(
+    host: ModelHost,
+    mode: str,
+    options: Options | None,
+    default_tokens: int | None,
+    *,
+    text: bytes | None = None,
+    tokens: array[int] | None = None,
+    sink: Callable[[Event], None] | None = None,
+) -> Request:
+    parsed: RequestOptions = parse_request(
+        {} if options is None else options, host.config.exactness, default_tokens
+    )
+    return Request(
+        mode,
+        parsed.generate,
+        text=text,
+        tokens=tokens,
+        parent_key=parsed.parent_key,
+        sink=sink,
+    )
+
+
+def _wait(host: ModelHost, request: Request) -> dict[str, Any]:
+    try:
+        return request.wait()
+    except BaseException:
+        # Interrupted: nobody waits for this reply any more.
+        if not request.over:
+            host.cancel(request)
+        raise
+
+
+def _checked_tokens(host: ModelHost, mode: str, tokens: Tokens) -> array[int]:
+    prompt = _token_array(tokens)
+    if refused := refusal(prompt, host.info, mode):
+        raise ErllamaError(*refused)
+    return prompt
+
+
+def _token_array(tokens: Tokens) -> array[int]:
+    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        raise BadCall("function_clause", f"tokens must be a list of ids, not {tokens!r:.40}")
+    try:
+        return array("I", tokens)
+    except OverflowError:
+        raise ErllamaError("invalid_token", "token ids are whole numbers from 0") from None
+    except TypeError:
+        raise ErllamaError("invalid_token", "every token must be a whole number") from None
+
+
+def _tokens_of(data: bytes) -> list[int]:
+    tokens = array("I")
+    tokens.frombytes(data)
+    return tokens.tolist()
+
+
+def _prompt(text: Any) -> bytes:
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes):
+        return text
+    raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise BadCall("function_clause", f"a {what} must be a map, not {type(value).__name__}")
+    return value
+
+
+def _info(host: ModelHost) -> dict[str, Any]:
+    config = host.config
+    return {
+        "id": host.id,
+        "model_id": host.id,
+        "pid": host.pid,
+        "status": Atom(host.phase),
+        "phase": Atom(host.phase),
+        "pending_len": host.pending_len,
+        "last_cache_hit": dict(host.last_hit) if host.last_hit else None,
+        "backend": Atom(host.info.backend),
+        "context_size": config.context_size,
+        "quant_type": Atom(config.quant_type),
+        "quant_bits": config.quant_bits,
+        "quant_tag": config.quant_type,
+        "tier": Atom(config.tier),
+        "fingerprint": host.cache.fingerprint,
+        "loaded_at_monotonic": host.loaded_at,
+        "vram_estimate_b": _vram_estimate(host),
+    }
+
+
+def _vram_estimate(host: ModelHost) -> int:
+    """Bytes of weights on devices, in proportion to the layers offloaded."""
+    size, layers = host.info.model_size_bytes, host.info.total_layers
+    offloaded = host.info.n_gpu_layers
+    if not size or not layers:
+        return 0
+    return size if offloaded < 0 or offloaded >= layers else size * offloaded // layers

@@ -1,0 +1,359 @@
+"""Load and request options: from the caller's maps to checked structures.
+
+Options are dicts keyed by the atoms' names; values may be ``str`` or ``bytes`` where
+Erlang has binaries.  ``undefined`` and ``nil`` count as absent.  Every refusal names
+the key and the value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from erllama_py._backends.base import (
+    BackendConfig,
+    ContextOptions,
+    ModelOptions,
+    SamplerOptions,
+    StubOptions,
+)
+from erllama_py._cache.policy import Policy
+from erllama_py._cache.quota import default_quota
+from erllama_py._machine.catalogue import resolve_model
+from erllama_py._machine.cpus import default_threads
+from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.types import Atom
+
+__all__ = (
+    "GenerateOptions",
+    "LoadConfig",
+    "RequestOptions",
+    "cache_quota",
+    "invalid",
+    "parse_load",
+    "parse_request",
+)
+
+DEFAULT_INFER_TOKENS: Final = 64
+"""``response_tokens`` of infer/4 when absent, as in the original's source; complete/3
+fills the context instead, as its documentation says."""
+
+_BACKENDS: Final = {
+    "erllama_model_llama": "llama",
+    "erllama_model_stub": "stub",
+    "llama": "llama",
+    "stub": "stub",
+}
+
+
+class LoadConfig(msgspec.Struct, frozen=True):
+    """A checked load config."""
+
+    backend_config: BackendConfig
+    policy: Policy
+    fingerprint: bytes | None
+    """What the caller gave; ``None``: computed from the file."""
+    fingerprint_mode: str
+    quant_type: str
+    quant_bits: int
+    ctx_params_hash: bytes
+    context_size: int
+    tier: str
+    exactness: str
+    caching: bool
+    in_process: bool
+
+    @property
+    def model_path(self) -> str:
+        """The model file; empty for the stub."""
+        return self.backend_config.model_path
+
+
+class GenerateOptions(msgspec.Struct, frozen=True):
+    """What a request asks for, validated."""
+
+    sampler: SamplerOptions = SamplerOptions()
+    response_tokens: int | None = None
+    """``None``: whatever fits into the context."""
+    stop_sequences: tuple[bytes, ...] = ()
+    bit: bool = False
+    """Exactness ``bit``: computed alone, so that warm equals cold bit for bit."""
+
+
+class RequestOptions(msgspec.Struct, frozen=True):
+    """A checked option map of complete/3 or infer/4."""
+
+    generate: GenerateOptions
+    parent_key: bytes | None
+
+
+def invalid(key: str, value: Any, expected: str) -> ErllamaError:
+    """Return the error for an option that cannot be what it is."""
+    return ErllamaError(
+        (Atom("invalid"), Atom(key), value),
+        f"{key} cannot be {value!r}",
+        f"give {expected}",
+    )
+
+
+def parse_load(config: Mapping[str, Any]) -> LoadConfig:
+    """Check a load config (spec: load-config).
+
+    :raises BadCall: not a mapping.
+    :raises ErllamaError: ``{badkey, model_path}``; ``undef`` for an unknown backend;
+        ``badarg`` where the original says so; else ``{invalid, Key, Value}``.
+    """
+    options = _options(config, "a load config")
+    backend = _backend(options)
+    model_path = ""
+    if backend == "llama":
+        if "model_path" not in options:
+            raise ErllamaError(
+                (Atom("badkey"), Atom("model_path")),
+                "the config has no model_path",
+                "give the path of a GGUF file, or a known name such as 'smollm2'",
+            )
+        model_path = resolve_model(options["model_path"])
+    policy = Policy.from_map(_options(options.get("policy", {}), "policy"))
+    tier = _choice(options, "tier", ("ram", "ram_file", "disk"), "ram")
+    if tier != "ram":
+        raise ErllamaError(
+            "not_supported",
+            f"the {tier} tier is not built yet",
+            "leave tier out: saves go to the RAM tier",
+        )
+    return LoadConfig(
+        backend_config=BackendConfig(
+            backend=backend,
+            model_path=model_path,
+            model=_model_options(_options(options.get("model_opts", {}), "model_opts")),
+            context=_context_options(_options(options.get("context_opts", {}), "context_opts")),
+            stub=_stub_options(_options(options.get("stub_opts", {}), "stub_opts")),
+        ),
+        policy=policy,
+        fingerprint=_digest(options, "fingerprint"),
+        fingerprint_mode=_choice(
+            options, "fingerprint_mode", ("safe", "gguf_chunked", "fast_unsafe"), "safe"
+        ),
+        quant_type=_text(options, "quant_type", "f16"),
+        quant_bits=_integer(options, "quant_bits", 16, 0, 255),
+        ctx_params_hash=_digest(options, "ctx_params_hash") or bytes(32),
+        context_size=_integer(options, "context_size", 4096, 0, 1 << 31),
+        tier=tier,
+        exactness=_choice(options, "exactness", ("token", "bit"), "token"),
+        caching=_flag(options, "cache", default=True),
+        in_process=_flag(options, "in_process", default=False) and backend == "stub",
+    )
+
+
+def parse_request(
+    options: Mapping[str, Any], exactness: str, default_tokens: int | None
+) -> RequestOptions:
+    """Check the option map of a request (spec: api, complete/3; scheduler, sampler).
+
+    Sampler values of the wrong type count as absent, as in the original; what would
+    change the result unseen (``seed``, ``grammar``) is refused.
+
+    :raises BadCall: not a mapping.
+    :raises ErllamaError: ``badarg`` for seed and grammar, else ``{invalid, Key, Value}``.
+    """
+    given = _options(options, "options")
+    tokens = given.get("response_tokens", default_tokens)
+    if tokens is not None and (type(tokens) is not int):
+        raise invalid("response_tokens", tokens, "a whole number")
+    stops = given.get("stop_sequences", ())
+    if not isinstance(stops, (list, tuple)):
+        raise invalid("stop_sequences", stops, "a list of texts")
+    exact = _choice(given, "exactness", ("token", "bit"), exactness)
+    return RequestOptions(
+        GenerateOptions(
+            sampler=_sampler(given),
+            response_tokens=None if tokens is None else max(0, tokens),
+            stop_sequences=tuple(_bytes(s) for s in stops if isinstance(s, (str, bytes)) and s),
+            bit=exact == "bit",
+        ),
+        _digest(given, "parent_key"),
+    )
+
+
+def cache_quota() -> int:
+    """Return the RAM tier's quota in bytes: ``ERLLAMA_CACHE_RAM``, or the default.
+
+    The variable takes a number of bytes, or one with K, M or G behind it; 0 turns the
+    tier off.
+
+    :raises ErllamaError: it is set to something else.
+    """
+    text = os.environ.get("ERLLAMA_CACHE_RAM", "").strip()
+    if not text:
+        return default_quota()
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1].upper())
+    digits = text[:-1] if scale else text
+    if not digits.isdecimal():
+        raise invalid("ERLLAMA_CACHE_RAM", text, "a number of bytes such as 512M")
+    return int(digits) * (scale or 1)
+
+
+# -- parts ------------------------------------------------------------------------------
+
+
+def _backend(options: Mapping[str, Any]) -> str:
+    default = "erllama_model_llama" if "model_path" in options else "erllama_model_stub"
+    name = options.get("backend", default)
+    backend = _BACKENDS.get(name) if isinstance(name, str) else None
+    if backend is None:
+        raise ErllamaError(
+            "undef", f"there is no backend {name!r}", "erllama_model_llama is the real one"
+        )
+    return backend
+
+
+def _model_options(options: Mapping[str, Any]) -> ModelOptions:
+    split = options.get("tensor_split", ())
+    if not isinstance(split, (list, tuple)) or len(split) > 16:
+        raise _badarg("tensor_split", split, "a list of at most 16 numbers")
+    if not all(_is_number(part) for part in split):
+        raise _badarg("tensor_split", split, "a list of at most 16 numbers")
+    return ModelOptions(
+        n_gpu_layers=_integer(options, "n_gpu_layers", -1, -1, (1 << 31) - 1),
+        main_gpu=_integer(options, "main_gpu", 0, 0, (1 << 31) - 1),
+        split_mode=_enum(options, "split_mode", ("none", "layer", "row"), "layer"),
+        tensor_split=tuple(float(part) for part in split),
+        use_mmap=_flag(options, "use_mmap", default=True),
+        use_mlock=_flag(options, "use_mlock", default=False),
+        vocab_only=_flag(options, "vocab_only", default=False),
+    )
+
+
+def _context_options(options: Mapping[str, Any]) -> ContextOptions:
+    decode, batch = default_threads()
+    slots = options.get("n_seq_max", 1)
+    if type(slots) is not int or not 0 <= slots <= 255:
+        # llama.cpp takes 256 sequence ids; one of them is the cache's.
+        raise _badarg("n_seq_max", slots, "a whole number from 1 to 255")
+    types = ("f16", "f32", "bf16", "q4_0", "q5_0", "q5_1", "q8_0")
+    flash = options.get("flash_attn", "auto")
+    flash = {True: "true", False: "false"}.get(flash, flash) if isinstance(flash, bool) else flash
+    return ContextOptions(
+        n_ctx=_integer(options, "n_ctx", 0, 0, 1 << 31),
+        n_batch=_integer(options, "n_batch", 512, 1, 1 << 24),
+        n_ubatch=_integer(options, "n_ubatch", 512, 0, 1 << 24),
+        n_seq_max=max(1, slots),
+        n_threads=_integer(options, "n_threads", decode, 0, 1 << 10) or decode,
+        n_threads_batch=_integer(options, "n_threads_batch", batch, 0, 1 << 10) or batch,
+        offload_kqv=_flag(options, "offload_kqv", default=True),
+        flash_attn=_enum({"flash_attn": flash}, "flash_attn", ("true", "false", "auto"), "auto"),
+        type_k=_enum(options, "type_k", types, "f16"),
+        type_v=_enum(options, "type_v", types, "f16"),
+    )
+
+
+def _stub_options(options: Mapping[str, Any]) -> StubOptions:
+    try:
+        return msgspec.convert(dict(options), StubOptions)
+    except msgspec.ValidationError as error:
+        raise invalid("stub_opts", dict(options), str(error)) from error
+
+
+def _sampler(options: Mapping[str, Any]) -> SamplerOptions:
+    seed = options.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise _badarg("seed", seed, "a whole number from 0 to 2^64 - 1")
+    grammar = options.get("grammar")
+    if grammar is not None and not (isinstance(grammar, (str, bytes)) and grammar):
+        raise _badarg("grammar", grammar, "the text of a GBNF grammar")
+    top_k = options.get("top_k")
+    return SamplerOptions(
+        grammar=None if grammar is None else _bytes(grammar),
+        repetition_penalty=_number(options, "repetition_penalty", lambda v: v != 1.0),
+        top_k=top_k if type(top_k) is int and top_k > 0 else None,
+        top_p=_number(options, "top_p", lambda v: v < 1.0),
+        min_p=_number(options, "min_p", lambda v: v > 0.0),
+        temperature=_number(options, "temperature", lambda v: v > 0.0),
+        seed=seed & 0xFFFFFFFF,
+    )
+
+
+# -- values -----------------------------------------------------------------------------
+
+
+def _options(value: Any, what: str) -> dict[str, Any]:
+    """Return the map without its absent values."""
+    if not isinstance(value, Mapping):
+        raise BadCall("function_clause", f"{what} must be a map, not {type(value).__name__}")
+    return {
+        key.decode() if isinstance(key, bytes) else key: item
+        for key, item in value.items()
+        if not (item is None or (isinstance(item, str) and item in ("undefined", "nil")))
+    }
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(options: Mapping[str, Any], key: str, active: Any) -> float | None:
+    value = options.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not active(value):
+        return None
+    return float(value)
+
+
+def _badarg(key: str, value: Any, expected: str) -> ErllamaError:
+    return ErllamaError("badarg", f"{key} cannot be {value!r}", f"give {expected}")
+
+
+def _integer(options: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+    value = options.get(key, default)
+    if type(value) is not int or not low <= value <= high:
+        raise invalid(key, value, f"a whole number from {low} to {high}")
+    return value
+
+
+def _flag(options: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = options.get(key, default)
+    if isinstance(value, str) and value in ("true", "false"):
+        return value == "true"
+    if not isinstance(value, bool):
+        raise invalid(key, value, "true or false")
+    return value
+
+
+def _choice(options: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str) -> str:
+    value = options.get(key, default)
+    if not isinstance(value, str) or value not in choices:
+        raise invalid(key, value, " or ".join(choices))
+    return str(value)
+
+
+def _enum(options: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str) -> str:
+    """Check an enumeration for which the original answers ``badarg``."""
+    value = options.get(key, default)
+    if not isinstance(value, str) or value not in choices:
+        raise _badarg(key, value, " or ".join(choices))
+    return str(value)
+
+
+def _text(options: Mapping[str, Any], key: str, default: str) -> str:
+    value = options.get(key, default)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if not isinstance(value, str):
+        raise invalid(key, value, "a name")
+    return value
+
+
+def _digest(options: Mapping[str, Any], key: str) -> bytes | None:
+    value = options.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, bytes) or len(value) != 32:
+        raise invalid(key, value, "32 bytes")
+    return value
