@@ -184,6 +184,7 @@ def _stages(n_vocab: int, o: SamplerOptions) -> list[tuple[Any, tuple[Any, ...]]
         stages.append((native.llama_sampler_init_min_p, (o.min_p, 1)))
     if o.temperature is not None and o.temperature > 0.0:
         stages.append((native.llama_sampler_init_temp, (o.temperature,)))
+        # 2^32 - 1 asks the engine for a random seed, as it does in the original.
         stages.append((native.llama_sampler_init_dist, (o.seed & 0xFFFFFFFF,)))
     else:
         stages.append((native.llama_sampler_init_greedy, ()))
