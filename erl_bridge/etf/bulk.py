@@ -128,29 +128,62 @@ def pack_numbers(items: list[Any], *, checked: bool = False) -> bytes | None:
     :raises EncodeError: a float is infinite or not a number.
     """
     kind = type(items[0])
-    # struct would take True for 1 and 2 for 2.0, hence the look at every type.
-    if not checked and list(map(type, items)).count(kind) != len(items):
-        return None
     if kind is int:
-        if len(items) <= tags.MAX_STRING and 0 <= items[0] <= 255 and 0 <= items[-1] <= 255:
-            try:
-                text = bytes(items)
-            except ValueError:
-                pass
-            else:
-                return struct.pack(">BH", tags.STRING, len(items)) + text
-        try:
-            body = _pack(_INTS, items)
-        except struct.error:  # beyond 32 bits: big integers, item by item
-            return None
-        body[0::5] = bytes((tags.INTEGER,)) * len(items)
-    elif kind is float:
+        return _pack_integers(items, checked=checked)
+    if kind is float and (checked or list(map(type, items)).count(float) == len(items)):
         body = _pack(_FLOATS, items)
         check_finite(body[1::9], items)
         body[0::9] = bytes((tags.NEW_FLOAT,)) * len(items)
-    else:
+        return _listed(body, len(items))
+    return None
+
+
+def _pack_integers(items: list[Any], *, checked: bool) -> bytes | None:
+    if len(items) <= tags.MAX_STRING and _is_byte(items[0]) and _is_byte(items[-1]):
+        try:
+            text = bytes(items)
+        except (TypeError, ValueError):
+            pass  # not all of them are
+        else:
+            if not checked and _has_boolean(items, text):
+                return None
+            return struct.pack(">BH", tags.STRING, len(items)) + text
+    try:
+        body = _pack(_INTS, items)
+    except (TypeError, struct.error):  # not integers, or beyond 32 bits: item by item
         return None
-    return b"".join((struct.pack(">BI", tags.LIST, len(items)), body, b"j"))
+    if not checked and _has_boolean(items, body[4::5]):
+        return None
+    body[0::5] = bytes((tags.INTEGER,)) * len(items)
+    return _listed(body, len(items))
+
+
+def _is_byte(item: Any) -> bool:
+    return type(item) is int and 0 <= item <= 255
+
+
+_MANY_SUSPECTS: Final = 16  # one item in so many: from there on one look at all is cheaper
+
+
+def _has_boolean(items: list[Any], low: bytes | bytearray) -> bool:
+    """Say whether a boolean was packed as an integer, given each item's lowest byte.
+
+    ``struct`` takes whatever counts as an integer, booleans too, which are atoms in Erlang.
+    Only items whose lowest byte is 0 or 1 can be some: of token ids, one in 128.
+    """
+    if (low.count(0) + low.count(1)) * _MANY_SUSPECTS > len(items):
+        return list(map(type, items)).count(int) != len(items)
+    for byte in (0, 1):
+        at = low.find(byte)
+        while at >= 0:
+            if type(items[at]) is not int:
+                return True
+            at = low.find(byte, at + 1)
+    return False
+
+
+def _listed(body: bytes | bytearray, count: int) -> bytes:
+    return b"".join((struct.pack(">BI", tags.LIST, count), body, b"j"))
 
 
 def _pack(formats: tuple[struct.Struct, ...], items: list[Any]) -> bytearray:
@@ -202,4 +235,4 @@ def pack_array(array: Any) -> bytes | None:
     body = numpy.empty(array.size, dtype=[("tag", "u1"), ("value", form)])
     body["tag"] = tag
     body["value"] = array
-    return b"".join((struct.pack(">BI", tags.LIST, array.size), body.tobytes(), b"j"))
+    return _listed(body.tobytes(), array.size)

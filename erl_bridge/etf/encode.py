@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import math
+import operator
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -382,6 +383,8 @@ def _plain(value: Any) -> Any:
     for base, convert in _SUBCLASSED:
         if isinstance(value, base):
             return convert(value)
+    if hasattr(type(value), "__index__"):  # what Python itself takes for an integer
+        return operator.index(value)
     raise EncodeError(f"{_short(value)} has no external form")
 
 

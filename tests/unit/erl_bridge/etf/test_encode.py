@@ -44,6 +44,16 @@ class Color(enum.IntEnum):
     RED = 3
 
 
+class Handle:
+    """An integer to Python, by its one method."""
+
+    def __index__(self) -> int:
+        return 1
+
+    def __repr__(self) -> str:
+        return "Handle()"
+
+
 class Point(NamedTuple):
     x: int
     y: int
@@ -96,6 +106,7 @@ WRITTEN = {
     "fun": (Fun(b"praw"), b"praw"),
     "encoded": (Encoded(b"a\1"), b"a\1"),
     "enumeration": (Color.RED, b"a\3"),
+    "integer by method": (Handle(), b"a\1"),
     "named tuple": (Point(1, 2), b"h\2a\1a\2"),
     "ordered dict": (OrderedDict([(1, 2)]), b"t\0\0\0\1a\1a\2"),
     "array of integers": (array.array("b", [-1, 1]), b"l\0\0\0\2b\xff\xff\xff\xffa\1j"),
@@ -214,7 +225,11 @@ def test_more_bytes_than_a_string_can_hold_are_written_as_a_list() -> None:
     assert decode(data) == items
 
 
-@pytest.mark.parametrize("odd", [True, 1.5, 2**40, None, Atom("x"), [1], Color.RED], ids=repr)
+@pytest.mark.parametrize(
+    "odd",
+    [True, False, 1.5, 2**40, None, Atom("x"), [1], Color.RED, Handle(), np.int16(7), np.bool_(0)],
+    ids=repr,
+)
 @pytest.mark.parametrize("place", [0, 10, 19])
 def test_one_item_of_another_kind_keeps_its_kind(odd: Any, place: int) -> None:
     for fill in (5, 500, 1.25):
@@ -226,6 +241,28 @@ def test_one_item_of_another_kind_keeps_its_kind(odd: Any, place: int) -> None:
         assert type(got[place]) is type(alone)
         assert got[(place + 1) % 20] == fill
         assert type(got[(place + 1) % 20]) is type(fill)
+
+
+@pytest.mark.parametrize("place", [1, 10, 19])
+def test_an_array_among_numbers_is_a_list_among_numbers(place: int) -> None:
+    for fill in (5, 500, 1.25):
+        items: list[Any] = [fill] * 20
+        items[place] = np.arange(3)
+        expected: list[Any] = [fill] * 20
+        expected[place] = [0, 1, 2]
+        assert decode(encode(items)) == expected
+
+
+def test_a_boolean_among_ids_is_found_wherever_it_is() -> None:
+    """Among few zeros and ones, and among many: two ways to look."""
+    for ids in (list(range(2, 5000)), [number % 3 for number in range(500)]):
+        for place in (1, 100, len(ids) - 1):
+            for odd in (True, False):
+                items = [*ids[:place], odd, *ids[place + 1 :]]
+                got = decode(encode(items))
+                assert got[place] is Atom(str(odd).lower())
+                assert got[:place] == ids[:place]
+                assert got[place + 1 :] == ids[place + 1 :]
 
 
 def test_floats_of_the_largest_exponent_are_finite() -> None:
