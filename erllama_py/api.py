@@ -23,7 +23,7 @@ from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text
 from erllama_py._engine.request import Request
 from erllama_py._engine.utf8 import Utf8Assembler
-from erllama_py._templates.render import render_chat
+from erllama_py._templates.render import render_request
 from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, parse_request
 from erllama_py.errors import BadCall, ErllamaError, NotSupported
 from erllama_py.types import Atom, Event, ModelPid, Ref, text_of
@@ -167,9 +167,7 @@ def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
     :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
     """
     host = core().host(model)
-    info = host.info
-    text = render_chat(info.chat_template, request, bos=info.bos, eos=info.eos)
-    return _tokens_of(host.call("tokenize_chat", text.encode()))
+    return _tokens_of(host.call("tokenize_chat", render_request(host.info, request)))
 
 
 # -- generation -------------------------------------------------------------------------

@@ -8,16 +8,6 @@ from erllama_py import __version__
 
 __all__ = ("main",)
 
-EVERYDAY_POLICY = {
-    "min_tokens": 16,
-    "cold_min_tokens": 16,
-    "boundary_trim_tokens": 0,
-    "boundary_align_tokens": 1,
-}
-"""Small numbers: a person's prompts are short, and a saved block costs a fraction of a
-millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="erllama")
 def main() -> None:

@@ -28,6 +28,7 @@ from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
 
 __all__ = (
+    "EVERYDAY_POLICY",
     "GenerateOptions",
     "LoadConfig",
     "RequestOptions",
@@ -40,6 +41,15 @@ __all__ = (
 DEFAULT_INFER_TOKENS: Final = 64
 """``response_tokens`` of infer/4 when absent, as in the original's source; complete/3
 fills the context instead, as its documentation says."""
+
+EVERYDAY_POLICY: Final = {
+    "min_tokens": 16,
+    "cold_min_tokens": 16,
+    "boundary_trim_tokens": 0,
+    "boundary_align_tokens": 1,
+}
+"""Small numbers: a person's prompts are short, and a saved block costs a fraction of a
+millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
 
 _BACKENDS: Final = {
     "erllama_model_llama": "llama",

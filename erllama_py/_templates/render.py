@@ -15,12 +15,29 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from erllama_py._backends.base import BackendError, BackendInfo
+from erllama_py._backends.stub import render_chat as render_for_stub
 from erllama_py.errors import BadCall, ErllamaError
 
-__all__ = ("render_chat",)
+__all__ = ("render_chat", "render_request")
 
 MAX_RENDERED_BYTES = 4 << 20
 """The tokenizer's own limit on a text."""
+
+
+def render_request(info: BackendInfo, request: Mapping[str, Any]) -> bytes:
+    """Render a chat request as the loaded model wants it.
+
+    :raises BadCall, ErllamaError: as :func:`render_chat`.
+    """
+    if info.backend != "erllama_model_stub":
+        return render_chat(info.chat_template, request, bos=info.bos, eos=info.eos).encode()
+    if not isinstance(request, Mapping):
+        raise BadCall("function_clause", "a chat request must be a map")
+    try:
+        return render_for_stub(request)
+    except BackendError as error:
+        raise ErllamaError(error.reason, error.detail) from None
 
 
 def render_chat(template: str | None, request: Mapping[str, Any], *, bos: str, eos: str) -> str:
