@@ -223,9 +223,7 @@ class Index:
             self.touch_row(row, now)
         return row
 
-    def set_logits(
-        self, row: Row, tokens: bytes, blob: Blob, chunk: int, *, canonical: bool
-    ) -> bool:
+    def set_logits(self, row: Row, blob: Blob, chunk: int, *, canonical: bool) -> bool:
         """Give a row its logits; False, and ``blob`` stays the caller's, if it has as good."""
         if row.logits is not None and (not canonical or row.canonical == chunk):
             return False

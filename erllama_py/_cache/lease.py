@@ -247,7 +247,7 @@ class Lease:
             if tail is not None and not (len(tokens) and self._add_tail(tokens, tail)):
                 self._shared.give_back(tail.extent)
             row = index.add_row(self._namespace.space, key, tokens, self._want, reason, now)
-            if logits is not None and not (row and self._add_logits(row, tokens, logits)):
+            if logits is not None and not (row and self._add_logits(row, logits)):
                 self._shared.give_back(logits.extent)
             if row is not None:
                 index.keep_exact(row, tokens)
@@ -274,10 +274,10 @@ class Lease:
         grade = self._want.stream if tail.grade.kind == "P" else tail.grade
         return self._add(whole.tip, rest, grade, tail.extent, tail.nbytes, tail.crc)[1]
 
-    def _add_logits(self, row: Row, tokens: bytes, new: NewLogits) -> bool:
+    def _add_logits(self, row: Row, new: NewLogits) -> bool:
         blob = Blob(new.extent, new.extent.size, new.crc)
         chunk = self._want.chunk
-        return self._shared.index.set_logits(row, tokens, blob, chunk, canonical=new.canonical)
+        return self._shared.index.set_logits(row, blob, chunk, canonical=new.canonical)
 
     def _add(
         self, parent: Node, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, crc: int
