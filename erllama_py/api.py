@@ -23,6 +23,7 @@ from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text
 from erllama_py._engine.request import Request
 from erllama_py._engine.utf8 import Utf8Assembler
+from erllama_py._machine.catalogue import find_models as _find_models
 from erllama_py._templates.render import render_request
 from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, parse_request
 from erllama_py.errors import BadCall, ErllamaError, NotSupported
@@ -40,6 +41,7 @@ __all__ = (
     "draft_tokens",
     "embed",
     "evict",
+    "find_models",
     "infer",
     "last_cache_hit",
     "list_adapters",
@@ -128,6 +130,17 @@ def model_info(model: ModelArg) -> dict[str, Any]:
     :raises ModelGone: unknown model.
     """
     return _info(core().host(model))
+
+
+def find_models() -> list[dict[str, Any]]:
+    """Return the model files on this machine: ``name``, ``path``, ``size`` in bytes.
+
+    ``name`` is what ``model_path`` accepts: a known name, or the path again.
+    """
+    return [
+        {"name": found.name, "path": str(found.path), "size": found.size}
+        for found in _find_models()
+    ]
 
 
 def status(model: ModelArg) -> Atom:
@@ -300,12 +313,12 @@ def counters() -> dict[str, int]:
     return counts
 
 
-def cache_snapshot(limit: int = 100) -> dict[str, Any]:
-    """Return the cache for display: tiers, block totals, and the newest rows.
+def cache_snapshot(limit: int = 100, offset: int = 0) -> dict[str, Any]:
+    """Return the cache for display: tiers, block totals, and rows, last used first.
 
     Not in erllama: its tables were readable; this is what a view needs of ours.
     """
-    snapshot: dict[str, Any] = core().cache.snapshot(limit)
+    snapshot: dict[str, Any] = core().cache.snapshot(limit, offset)
     return snapshot
 
 
@@ -447,6 +460,11 @@ class Stream(Iterator[Event]):
         """Stop it; the ``done`` event follows."""
         self._started.cancel()
 
+    @property
+    def error(self) -> ErllamaError | None:
+        """After an ``error`` event: the exception that says its reason in words."""
+        return self._started.error
+
     def __enter__(self) -> Self:
         return self
 
@@ -537,6 +555,10 @@ class _Started:
 
     def cancel(self) -> None:
         self._host.cancel(self._request)
+
+    @property
+    def error(self) -> ErllamaError | None:
+        return self._request.error
 
 
 def _start(
