@@ -38,9 +38,10 @@ def check_rows(
                 f"row {number} starts at {row.pos}, but sequence {row.seq} has "
                 f"{length(row.seq)} tokens",
             )
-        if not row.tokens:
+        count = len(row.tokens)
+        if not count:
             raise StepFailed("empty_batch", f"row {number} has no tokens")
-        total += len(row.tokens)
+        total += count
     if not total:
         raise StepFailed("empty_batch", "the batch has no rows")
     if total > n_batch:

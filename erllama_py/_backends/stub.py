@@ -112,10 +112,10 @@ class StubBackend:
         del special, parse_special
         if len(text) > MAX_TEXT_BYTES:
             raise BackendError("too_large", f"{len(text)} bytes of text; {MAX_TEXT_BYTES} at most")
-        tokens = [phash2_binary(piece) for piece in text.split(b" ") if piece]
-        if len(tokens) > MAX_TOKENS:
-            raise BackendError("too_large", f"{len(tokens)} tokens; {MAX_TOKENS} at most")
-        return tokens
+        pieces = [piece for piece in text.split(b" ") if piece]
+        if len(pieces) > MAX_TOKENS:
+            raise BackendError("too_large", f"{len(pieces)} tokens; {MAX_TOKENS} at most")
+        return list(map(phash2_binary, pieces))
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Join the numbers by spaces.  Not the inverse of :meth:`tokenize`."""
