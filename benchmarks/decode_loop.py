@@ -4,7 +4,7 @@ Both prefill 32 tokens and decode 128 greedily, on contexts of their own on the 
 file with the same number of threads.  They take turns of 16 tokens, so that a busy
 machine hits both alike, and the ratio is taken within each pair:
 
-    python benchmarks/decode_loop.py MODEL.gguf [--threads 2] [--pairs 7]
+    python -m benchmarks.decode_loop [--model smollm2] [--threads N] [--pairs 7]
 
 Target: the backend's loop reaches at least 0.97 of the bare one.
 """
@@ -20,6 +20,8 @@ import llama_cpp.llama_cpp as native
 
 from erllama_py._backends import open_backend
 from erllama_py._backends.base import Backend, BackendConfig, ContextOptions, Row, SamplerOptions
+from erllama_py._machine.catalogue import resolve_model
+from erllama_py._machine.cpus import default_threads
 
 PROMPT = 32
 DECODED = 128
@@ -106,16 +108,17 @@ def pair(bare: Bare, ours: ThroughBackend, prompt: list[int]) -> tuple[float, fl
 def main() -> None:
     """Run the pairs and print medians."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--threads", type=int, default=default_threads()[0])
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
+    path = resolve_model(options.model)
     context = ContextOptions(
         n_ctx=N_CTX, n_threads=options.threads, n_threads_batch=options.threads
     )
     # First, since it puts the log in its place before anything native is called.
-    backend = open_backend(BackendConfig("llama", model_path=options.model, context=context))
-    bare = Bare(options.model, options.threads)
+    backend = open_backend(BackendConfig("llama", model_path=path, context=context))
+    bare = Bare(path, options.threads)
     ours = ThroughBackend(backend)
     prompt = [100 + 7 * i for i in range(PROMPT)]
     pair(bare, ours, prompt)  # warms up
