@@ -25,6 +25,8 @@ from erllama_py._backends.llama_layout import PartLayout
 
 __all__ = ("Memory",)
 
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
 
 class Memory:
     """The KV memory of one context."""
@@ -78,6 +80,8 @@ class Memory:
 
     def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
         """See :meth:`erllama_py._backends.base.Backend.pack`."""
+        if out.readonly:  # the engine would write there all the same
+            raise BackendError("badarg", "the memory to pack into is read-only")
         source = self._lend(seq, start, end)
         if source is None:
             return 0
@@ -85,8 +89,8 @@ class Memory:
             size = int(native.llama_state_seq_get_size(self._context, source))
             if size > out.nbytes:
                 return 0
-            target = (ctypes.c_uint8 * size).from_buffer(out)
-            written = int(native.llama_state_seq_get_data(self._context, target, size, source))
+            address = _address(np.frombuffer(out, np.uint8))
+            written = int(native.llama_state_seq_get_data(self._context, address, size, source))
         finally:
             self._take_back(source)
         if self.layout is not None:
@@ -106,9 +110,7 @@ class Memory:
         if self.layout is not None:
             self._check_part(self.layout, start, end, data)
         target = seq if self.whole_rows else self.scratch
-        # numpy gives an address for read-only memory too, which ctypes does not.
-        source = np.frombuffer(data, np.uint8)
-        address = source.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        address = _address(np.frombuffer(data, np.uint8))
         read = native.llama_state_seq_set_data(self._context, address, size, target)
         span = self._span(target)
         # Of a sequence with a sliding window packed whole, the lowest cells are gone.
@@ -166,3 +168,11 @@ class Memory:
         if not 0 <= seq < self.scratch:
             raise BackendError("badarg", f"there is no sequence {seq}")
         return seq
+
+
+def _address(array: Any) -> Any:
+    """Point at an array's memory, which ctypes itself does for writable memory only.
+
+    The pointer keeps the array, and through it the caller's memory, until it is gone.
+    """
+    return array.ctypes.data_as(_BYTES)

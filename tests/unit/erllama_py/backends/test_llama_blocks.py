@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from erllama_py._backends import llama as llama_module
 from erllama_py._backends import open_backend
 from erllama_py._backends.base import (
     BLOCK,
@@ -16,6 +17,7 @@ from erllama_py._backends.base import (
     ContextOptions,
     RestoreFailed,
 )
+from erllama_py._backends.selftest import Verdict
 from tests.backends import CHUNK, pack, prefill, prefill_and_capture, prompt, unpack
 from tests.models import smollm2_path
 
@@ -114,6 +116,8 @@ def test_pack_answers_zero_for_small_buffers_and_missing_cells(smollm2: Backend)
     for start, end in ((0, BLOCK + 1), (BLOCK, BLOCK), (10, 5), (-1, 5)):
         assert smollm2.pack(0, start, end, memoryview(bytearray(size * 2))) == 0
     assert smollm2.pack(1, 0, BLOCK, memoryview(bytearray(size))) == 0
+    with pytest.raises(BackendError, match="read-only"):
+        smollm2.pack(0, 0, BLOCK, memoryview(bytes(size)))
     assert smollm2.pack(0, 0, BLOCK, memoryview(bytearray(size))) == size
 
 
@@ -189,3 +193,29 @@ def test_the_same_tokens_give_the_same_bytes_in_every_context(smollm2: Backend) 
         assert pack(other, 0, BLOCK, seq=3) == block
     finally:
         other.close()
+
+
+def test_without_blocks_whole_sequences_are_packed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What recurrent models get, shown on one that would not need it."""
+    monkeypatch.setattr(llama_module, "check_blocks", lambda _: Verdict("made to fail here"))
+    options = ContextOptions(n_ctx=256, n_seq_max=2)
+    backend = open_backend(BackendConfig("llama", model_path=smollm2_path(), context=options))
+    assert (backend.info.blocks, backend.info.block_bytes) == (False, 0)
+    assert backend.info.blocks_why_not == "made to fail here"
+    tokens = prompt(backend, 60)
+    prefill(backend, tokens, 0, 50)
+    out = memoryview(bytearray(backend.packed_size(0, 0, 50)))
+    assert backend.pack(0, 0, 50, out) == out.nbytes > 0
+    assert backend.pack(0, 0, 49, out) == backend.pack(0, 10, 50, out) == 0
+    straight = prefill(backend, tokens, 50, 60)
+    backend.clear(0)
+    with pytest.raises(RestoreFailed, match="the engine took"):
+        backend.unpack(1, 0, 49, out)
+    assert backend.length(1) == 0
+    backend.unpack(1, 0, 50, out)
+    assert prefill(backend, tokens, 50, 60, seq=1) == straight
+    with pytest.raises(RestoreFailed, match="whole sequences only"):
+        backend.unpack(1, 60, 70, out)
+    backend.close()

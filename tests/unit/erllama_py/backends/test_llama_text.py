@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from erllama_py._backends.base import Backend, BackendError, Row
+from erllama_py._backends import open_backend
+from erllama_py._backends.base import Backend, BackendConfig, BackendError, ModelOptions, Row
+from tests.models import smollm2_path
 
 pytestmark = pytest.mark.model
 
@@ -99,3 +101,22 @@ def test_other_threads_tokenise_while_the_engine_computes(smollm2: Backend) -> N
         stop.set()
         assert all(call.result() > 0 for call in calls)
     assert smollm2.length(0) == 12
+
+
+def test_closing_waits_for_calls_of_other_threads() -> None:
+    backend = open_backend(
+        BackendConfig("llama", model_path=smollm2_path(), model=ModelOptions(vocab_only=True))
+    )
+    begun = threading.Event()
+
+    def control() -> int:
+        begun.set()
+        return len(tokens_of(backend, b"hello world " * 20_000))
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(control)
+        begun.wait()
+        backend.close()
+        outcome = call.exception() or call.result()
+    # Either it was in time, or it came too late and was told so.
+    assert outcome == 40_001 or getattr(outcome, "reason", None) == "released"
