@@ -73,6 +73,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._machine.*",
         "erllama_py._engine.*",
         "erllama_py.config",
+        "erllama_py.api",
         "erllama_py.cli",  # `erllama models`
     ),
     "erllama_py._templates": (
