@@ -24,6 +24,8 @@ from erllama_py._engine.registry import Watcher, core, id_text
 from erllama_py._engine.request import Request
 from erllama_py._engine.utf8 import Utf8Assembler
 from erllama_py._machine.catalogue import find_models as _find_models
+from erllama_py._machine.catalogue import is_known as _is_known
+from erllama_py._machine.catalogue import resolve_model as _resolve_model
 from erllama_py._templates.render import render_request
 from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, parse_request
 from erllama_py.errors import BadCall, ErllamaError, NotSupported
@@ -55,8 +57,10 @@ __all__ = (
     "phase",
     "prefill_only",
     "queue_depth",
+    "resolve_model",
     "set_adapter_scale",
     "shutdown",
+    "start",
     "status",
     "tokenize",
     "unload",
@@ -130,6 +134,14 @@ def model_info(model: ModelArg) -> dict[str, Any]:
     :raises ModelGone: unknown model.
     """
     return _info(core().host(model))
+
+
+def resolve_model(value: Any) -> tuple[bool, str]:
+    """Return what a ``model_path`` option means: whether it is a known name, and the file.
+
+    :raises ErllamaError: ``badarg``; ``load_failed`` for a known name not installed.
+    """
+    return _is_known(value), _resolve_model(value)
 
 
 def find_models() -> list[dict[str, Any]]:
@@ -219,6 +231,39 @@ def prefill_only(model: ModelArg, tokens: Tokens) -> dict[str, Any]:
     request = _request(host, "prefill_only", None, None, tokens=prompt)
     host.submit(request)
     return _wait(host, request)
+
+
+def start(
+    function: str,
+    model: ModelArg,
+    prompt: Any,
+    options: Options | None,
+    on_over: Callable[[dict[str, Any] | ErllamaError], None],
+) -> Ref:
+    """Do :func:`complete` or :func:`prefill_only` without waiting.
+
+    For servers, which cannot spare a thread for every caller.
+
+    :param function: ``complete`` or ``prefill_only``; ``prompt`` is what that takes.
+    :param on_over: takes the result, or the error that the function would raise, on a
+        thread of ours; it must be quick and must not raise.
+    :return: a ref for :func:`cancel`.
+    :raises ErllamaError: what can be seen before it runs.
+    """
+    host = core().host(model)
+
+    def over(request: Request) -> None:
+        outcome = request.error or request.result
+        assert outcome is not None
+        on_over(outcome)
+
+    if function == "prefill_only":
+        tokens = _checked_tokens(host, function, prompt)
+        request = _request(host, function, None, None, tokens=tokens, on_over=over)
+    else:
+        request = _request(host, function, options, None, text=_prompt(prompt), on_over=over)
+    host.submit(request)
+    return request.ref
 
 
 def infer(
@@ -583,6 +628,7 @@ def _request(
     text: bytes | None = None,
     tokens: array[int] | None = None,
     sink: Callable[[Event], None] | None = None,
+    on_over: Callable[[Request], None] | None = None,
 ) -> Request:
     parsed: RequestOptions = parse_request(
         {} if options is None else options, host.config.exactness, default_tokens
@@ -594,6 +640,7 @@ def _request(
         tokens=tokens,
         parent_key=parsed.parent_key,
         sink=sink,
+        on_over=on_over,
     )
 
 

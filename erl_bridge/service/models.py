@@ -1,0 +1,77 @@
+"""The pids that stand for model processes, so that peers can monitor and link them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from erl_bridge.etf import Pid
+from erl_bridge.runtime import GenHandler, Node, Process
+from erllama_py import api
+from erllama_py.types import ModelPid
+
+__all__ = ("ModelProcesses",)
+
+
+class ModelProcesses:
+    """One process of the node for each life of a model process.
+
+    A peer's monitor fires, and its link breaks, when that life ends: on unload with
+    ``shutdown``, after a crash with what ended it.
+
+    :param handler_of: what a model's process serves as ``gen_server`` calls.
+    :param reason_term: the term of an exit reason.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        handler_of: Callable[[ModelPid], GenHandler],
+        reason_term: Callable[[Any], Any],
+    ) -> None:
+        self._node = node
+        self._handler_of = handler_of
+        self._reason_term = reason_term
+        self._lock = threading.Lock()
+        self._by_model: dict[ModelPid, Process] = {}
+        self._by_pid: dict[Pid, ModelPid] = {}
+        self._forget = api.watch(self._watch)
+        for pid in api.models():
+            self._add(pid)
+
+    def close(self) -> None:
+        """End them all; models live on."""
+        self._forget()
+        with self._lock:
+            processes = list(self._by_model.values())
+            self._by_model.clear()
+            self._by_pid.clear()
+        for process in processes:
+            process.exit()
+
+    def model_of(self, pid: Pid) -> ModelPid | None:
+        """Return the model a pid stands for, dead ones included."""
+        return self._by_pid.get(pid)
+
+    def pid_of(self, model: ModelPid) -> Pid:
+        """Return the pid that stands for a model."""
+        return self._add(model).pid
+
+    def _watch(self, what: str, _model_id: str, model: ModelPid, reason: Any) -> None:
+        if what == "up":
+            self._add(model)
+            return
+        with self._lock:
+            process = self._by_model.get(model)
+        if process is not None:
+            process.exit(self._reason_term(reason))
+
+    def _add(self, model: ModelPid) -> Process:
+        with self._lock:
+            process = self._by_model.get(model)
+            if process is None:
+                process = self._node.spawn_process(handler=self._handler_of(model))
+                self._by_model[model] = process
+                self._by_pid[process.pid] = model
+            return process

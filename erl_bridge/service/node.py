@@ -1,0 +1,128 @@
+"""erllama's node: the core of this process, answering Erlang and Elixir.
+
+Peers reach it three ways, all through the one table of functions:
+
+* ``rpc:call``, ``erpc:call`` and their kin: ``erllama:complete(M, P)`` as it stands;
+* ``gen_server:call({erllama, Node}, {complete, M, P})``: a function and its arguments as
+  one tuple, for callers that speak ``gen_server``;
+* ``gen_server:call(ModelPid, {complete, P})``: the same without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from erl_bridge.etf import Atom
+from erl_bridge.runtime import CallContext, Caller, GenHandler, Node, NodeThread
+from erl_bridge.service.convert import Converter
+from erl_bridge.service.mfa import Table
+from erl_bridge.service.models import ModelProcesses
+from erl_bridge.service.roots import Roots
+from erl_bridge.service.streams import Streams
+from erllama_py.types import ModelPid
+
+__all__ = ("ErllamaNode",)
+
+NAME = "erllama"
+"""Registered name of the service, and the Erlang module it answers for."""
+
+
+class ErllamaNode:
+    """A running node that serves this process's models.  Use it as a context manager.
+
+    :param name: ``x`` or ``x@host``; short names where the host has no dot.
+    :param roots: folders below which remote callers may load models; by default the
+        working directory.
+    :param options: further arguments of :class:`erl_bridge.runtime.Node`: ``cookie``,
+        ``hidden``, ``listen_host``, ``port``, ``epmd_port``.
+    :raises ValueError: the name cannot be a node's, or the cookie cannot be used.
+    """
+
+    def __init__(self, name: str, *, roots: Iterable[Path] = (), **options: Any) -> None:
+        self.node = Node(name, apply=self._apply, **options)
+        self._thread = NodeThread(self.node)
+        converter = Converter(self._model_of, self._pid_of)
+        self._streams = Streams(self.node, converter)
+        self._table = Table(converter, self._streams, Roots(list(roots) or [Path.cwd()]))
+        self._converter = converter
+        self._models: ModelProcesses | None = None
+
+    @property
+    def name(self) -> str:
+        """The full name, ``x@host``."""
+        return self.node.name
+
+    @property
+    def running(self) -> bool:
+        """True between :meth:`start` and :meth:`stop`."""
+        return self._thread.running
+
+    def start(self) -> None:
+        """Listen and register; returns when peers can connect.
+
+        :raises erl_bridge.net.errors.NameTaken: a living node has this name.
+        :raises erl_bridge.net.errors.EpmdError: no epmd, and none could be started.
+        :raises OSError: the address cannot be listened on.
+        """
+        self._thread.start()
+        self._models = ModelProcesses(
+            self.node,
+            lambda model: _Functions(self._table, model),
+            self._converter.to_term,
+        )
+        self.node.register_name(NAME, _Functions(self._table))
+
+    def stop(self) -> None:
+        """Cancel the peers' streams and leave; models live on."""
+        self._streams.close()
+        if self._models is not None:
+            self._models.close()
+            self._models = None
+        self._thread.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _apply(
+        self, context: CallContext, module: str, function: str, args: list[Any]
+    ) -> Awaitable[Any] | Any:
+        return self._table.apply(context, module, function, args)
+
+    def _model_of(self, pid: Any) -> Any:
+        return self._models.model_of(pid) if self._models else None
+
+    def _pid_of(self, model: Any) -> Any:
+        return self._models.pid_of(model) if self._models else None
+
+
+class _Functions(GenHandler):
+    """Serves ``{Function, Args...}``; a model's own process puts that model first."""
+
+    def __init__(self, table: Table, *first: ModelPid) -> None:
+        self._table = table
+        self._first = first
+
+    def handle_call(self, request: Any, caller: Caller) -> Awaitable[Any] | Any:
+        """Apply the function named by the request."""
+        match request:
+            case (Atom() as function, *args):
+                return self._serve(caller, function, args)
+            case Atom():
+                return self._serve(caller, request, [])
+        return super().handle_call(request, caller)
+
+    def _serve(self, caller: Caller, function: Atom, args: list[Any]) -> Awaitable[Any] | Any:
+        context = CallContext(caller.node, caller.peer, caller.pid, caller.pid)
+        return self._table.apply(context, NAME, function.name, [*self._first, *args])

@@ -1,0 +1,128 @@
+"""Streams of infer/4 to a process of a peer: the documented messages, in order.
+
+All messages of one stream are made on the model's reader thread and pass the node's
+queue in that order.  The caller's pid is monitored: when it dies, or its node goes
+away, generation stops, since nobody is there to read.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from erl_bridge.etf import Atom, Pid, Reference, binary_term, encode, tuple_head
+from erl_bridge.runtime import Node
+from erl_bridge.service.convert import Converter
+from erllama_py import api
+from erllama_py.types import Event, Ref
+
+__all__ = ("Streams",)
+
+_TOKEN = Atom("erllama_token")
+_TOKEN_ID = Atom("erllama_token_id")
+_THINKING_END = Atom("erllama_thinking_end")
+_THINKING_DELTA = Atom("thinking_delta")
+_DONE = Atom("erllama_done")
+_ERROR = Atom("erllama_error")
+
+
+class Streams:
+    """The live streams of a node, by the reference their caller has."""
+
+    def __init__(self, node: Node, converter: Converter) -> None:
+        self._node = node
+        self._converter = converter
+        self._lock = threading.Lock()
+        self._live: dict[Reference, _Stream] = {}
+
+    def start(self, model: Any, tokens: Any, params: Any, caller: Pid) -> Reference:
+        """Start a stream to ``caller`` and return its reference.
+
+        :raises ErllamaError: as ``api.infer``.
+        """
+        stream = _Stream(self, self._node, self._converter, caller)
+        with self._lock:
+            self._live[stream.ref] = stream
+        try:
+            stream.run(model, tokens, params)
+        except BaseException:
+            self.forget(stream.ref)
+            raise
+        return stream.ref
+
+    def cancel(self, ref: Reference) -> None:
+        """Stop a stream; unknown and finished ones are ignored."""
+        stream = self._live.get(ref)
+        if stream is not None:
+            stream.cancel()
+
+    def forget(self, ref: Reference) -> None:
+        """Drop a stream that is over."""
+        with self._lock:
+            self._live.pop(ref, None)
+
+    def close(self) -> None:
+        """Stop them all."""
+        for stream in list(self._live.values()):
+            stream.cancel()
+
+
+class _Stream:
+    def __init__(self, owner: Streams, node: Node, converter: Converter, caller: Pid) -> None:
+        self.ref = node.make_ref()
+        self._owner = owner
+        self._node = node
+        self._converter = converter
+        self._caller = caller
+        self._token = tuple_head(3, _TOKEN, self.ref)
+        self._token_id = tuple_head(3, _TOKEN_ID, self.ref)
+        self._lock = threading.Lock()
+        self._request: Ref | None = None
+        self._cancelled = False
+        self._over = False
+
+    def run(self, model: Any, tokens: Any, params: Any) -> None:
+        self._watch = self._node.monitor(self._caller, lambda *_: self.cancel())
+        try:
+            request = api.infer(model, tokens, params, self._take)
+        except BaseException:
+            self._node.demonitor(self._watch)
+            raise
+        assert isinstance(request, Ref)
+        with self._lock:
+            self._request = request
+            cancelled = self._cancelled
+        if cancelled:
+            api.cancel(request)
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            request = self._request
+        if request is not None:
+            api.cancel(request)
+
+    def _take(self, event: Event) -> None:
+        """Send one event's message; on the model's reader thread."""
+        if event.terminal:
+            # Before the message: who has read it finds the stream gone.
+            self._owner.forget(self.ref)
+            self._node.demonitor(self._watch)
+        self._node.send_encoded(self._caller, self._message(event))
+
+    def _message(self, event: Event) -> bytes:
+        match event.kind:
+            case "token":
+                return self._token + binary_term(event.data)
+            case "token_id":
+                return self._token_id + encode(event.token_id, version=False)
+            case "thinking_delta":
+                return encode((_TOKEN, self.ref, (_THINKING_DELTA, event.data)))
+            case "thinking_end":
+                return encode((_THINKING_END, self.ref, event.signature))
+            case "done":
+                stats = self._converter.stats(event.stats or {})
+                return encode((_DONE, self.ref, stats))
+            case _:
+                reason = self._converter.to_term(event.reason)
+                return encode((_ERROR, self.ref, reason))
