@@ -1,0 +1,119 @@
+"""The registered names every node must have.
+
+``net_kernel``
+    ``net_adm:ping`` calls it with ``{is_auth, Node}`` and waits for ever without a ``yes``.
+``rex``
+    The old ``rpc`` server.  ``rpc:call`` has not used it since OTP 23, ``rpc:block_call``
+    still does.  Nodes that see us as visible ask it for our features.
+``global_name_server``
+    On visible nodes only.  Every visible peer opens with ``init_connect`` and counts us as
+    not synchronised until it hears ``in_sync``; ``global:sync()`` over there waits as long.
+    We hold no global names, so we say at once that there is nothing to agree on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from erl_bridge.etf import TRUE, Atom, Pid
+from erl_bridge.runtime import calls
+from erl_bridge.runtime.calls import CallContext, Outcome
+from erl_bridge.runtime.gen import GEN_CAST, Caller, GenHandler
+
+if TYPE_CHECKING:
+    from erl_bridge.runtime.node import Node
+
+__all__ = ("GlobalNameServer", "NetKernel", "Rex")
+
+log = logging.getLogger(__name__)
+
+_YES = Atom("yes")
+
+
+class NetKernel(GenHandler):
+    """Answers pings."""
+
+    def handle_call(self, request: Any, caller: Caller) -> Any:
+        """Say yes: who gets here has shown the cookie."""
+        match request:
+            case (Atom(name="is_auth"), Atom()):
+                return _YES
+        return super().handle_call(request, caller)
+
+
+class Rex(GenHandler):
+    """Runs the owner's functions for the old ``rpc`` protocol."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def handle_call(self, request: Any, caller: Caller) -> Awaitable[Any] | Any:
+        """Serve ``call`` and ``block_call``; the latter blocks nobody but its caller."""
+        match request:
+            case (
+                Atom(name="call" | "block_call"),
+                Atom() as module,
+                Atom() as function,
+                list() as args,
+                Pid() as leader,
+            ):
+                context = CallContext(self._node, caller.peer, caller.pid, leader)
+                return self._run(context, module.name, function.name, args)
+        return super().handle_call(request, caller)
+
+    def handle_cast(self, message: Any, peer: str) -> Awaitable[None] | None:
+        """Serve ``cast``."""
+        match message:
+            case (
+                Atom(name="cast"),
+                Atom() as module,
+                Atom() as function,
+                list() as args,
+                Pid() as leader,
+            ):
+                context = CallContext(self._node, peer, leader, leader)
+                result = self._run(context, module.name, function.name, args)
+                return result if inspect.isawaitable(result) else None
+        return super().handle_cast(message, peer)
+
+    def handle_info(self, message: Any, peer: str) -> None:
+        """Say that calls may use ``erpc`` here."""
+        match message:
+            case (Pid() as pid, Atom(name="features_request")):
+                reply = (Atom("features_reply"), Atom(self._node.name), [Atom("erpc")])
+                self._node.send(pid, reply)
+            case _:
+                super().handle_info(message, peer)
+
+    def _run(
+        self, context: CallContext, module: str, function: str, args: list[Any]
+    ) -> Awaitable[Any] | Any:
+        outcome = calls.invoke(self._node.apply, context, module, function, args)
+        if isinstance(outcome, Outcome):
+            return calls.rpc_value(outcome)
+
+        async def run() -> Any:
+            what = f"{module}:{function}/{len(args)}"
+            return calls.rpc_value(await calls.finish(outcome, what))
+
+        return run()
+
+
+class GlobalNameServer(GenHandler):
+    """Tells peers that they are in step with us."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def handle_cast(self, message: Any, peer: str) -> None:
+        """Answer ``init_connect``; everything else is about names, and we have none."""
+        match message:
+            case (Atom(name="init_connect"), *_rest):
+                answer = (Atom("in_sync"), Atom(self._node.name), TRUE)
+                to = (Atom("global_name_server"), Atom(peer))
+                self._node.send(to, (GEN_CAST, answer))
+            case _:
+                log.debug("%s told global: %r", peer, message)
