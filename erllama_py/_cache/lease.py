@@ -183,7 +183,7 @@ class Lease:
             self.prefix_len = self.keep = 0
             self.pieces = []
             self.logits = self.label = None
-            tip = self._namespace.canonical_tip(self._tokens, self._want)
+            tip = self._namespace.capture_tip(self._tokens, self._want)
             self._move_tip(None if self._closed else tip)
             self.captured = tip.end
             self._shared.settle()

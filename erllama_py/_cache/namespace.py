@@ -133,19 +133,24 @@ class Namespace:
             keep = aligned
         via = "resume" if resumes else "longest_prefix"
         if keep <= 0 or (keep < floor and not resumes):
-            return Found("cold", 0, 0, (), None, None, self.canonical_tip(tokens, want), None)
+            return Found("cold", 0, 0, (), None, None, self.capture_tip(tokens, want), None)
         pure = keep == aligned and all(
             p.grade == want.whole for p in match.payloads if p.node.start < keep
         )
         label = "bit" if pure else "token"
-        return Found(via, keep, keep, match.payloads, None, label, match.tip, None)
+        tip = self.capture_tip(tokens, want) if want.bit else match.tip
+        return Found(via, keep, keep, match.payloads, None, label, tip, None)
 
-    def canonical_tip(self, tokens: bytes, want: Want) -> Node:
-        """Return where a request that computes from position 0 starts to capture.
+    def capture_tip(self, tokens: bytes, want: Want) -> Node:
+        """Return where a request that may compute canonically starts to capture.
 
-        Behind the blocks no prefill could improve.  Others are captured again, since
-        the canonical ones that follow can only follow their kind.
+        Behind the whole chunks that are there.  Others are captured again, since the
+        canonical ones that follow can only follow their kind.  At ``bit`` the prompt's
+        last slice is captured even where it lies in somebody's whole chunk.
         """
+        if want.bit:
+            boundary = len(tokens) // TOKEN_BYTES // want.chunk * want.chunk
+            tokens = tokens[: boundary * TOKEN_BYTES]
         strictly = want._replace(bit=True)
         return walk(self.space.root, tokens, strictly, self.shared.index.block).tip
 

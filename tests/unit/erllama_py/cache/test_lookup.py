@@ -175,7 +175,7 @@ def test_an_exactness_of_neither_kind_is_refused(lab):
 def test_bit_restores_whole_chunks_only(lab):
     lab.request(LONG)
     with lab.lookup([*LONG[:20], 1, 2], exactness="bit") as lease:
-        assert (lease.keep, lease.label, lease.captured) == (16, "bit", 20)
+        assert (lease.keep, lease.label, lease.captured) == (16, "bit", 16)
     with lab.lookup(LONG[:16], exactness="bit") as lease:
         assert (lease.kind, lease.keep) == ("partial", 8)
 
