@@ -52,7 +52,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # Chat templates come from model files: one place renders them, sandboxed.
     "jinja2": ("erllama_py._templates.*",),
     # Our own parts.
-    "erl_bridge": ("erl_bridge.*", "erllama_py._notebook.*", "erllama_py.cli"),
+    "erl_bridge": ("erl_bridge.*", "erllama_py._notebook.*", "erllama_py.cli.*"),
     "erllama_py": ("erllama_py.*", "erl_bridge.service.*"),
     "erllama_py._engine": ("erllama_py._engine.*", "erllama_py.api", "erllama_py.testing"),
     "erllama_py._cache": (
@@ -74,7 +74,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._engine.*",
         "erllama_py.config",
         "erllama_py.api",
-        "erllama_py.cli",  # `erllama models`
     ),
     "erllama_py._templates": (
         "erllama_py._templates.*",
@@ -244,7 +243,7 @@ def test_every_rule_is_about_something() -> None:
         ("owners", "erllama_py/_engine/a.py", "def f():\n    from erl_bridge import net"),
         ("owners", "erl_bridge/net/a.py", "from erllama_py import errors"),
         ("owners", "erllama_py/_notebook/a.py", "from .._engine import host"),
-        ("lazily", "erllama_py/cli.py", "from erl_bridge import service"),
+        ("lazily", "erllama_py/cli/serving.py", "from erl_bridge import service"),
         ("lazily", "erllama_py/__init__.py", "from ._notebook import extension"),
         ("pure", "erl_bridge/etf/a.py", "import numpy"),
         ("pure", "erl_bridge/etf/a.py", "from erl_bridge.proto import frames"),

@@ -29,7 +29,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def command_node() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A node with SmolLM2, and all it printed until it was ready."""
     name = f"cli_{secrets.token_hex(3)}"
     command = [sys.executable, "-m", "erllama_py.cli", "node", "--name", name]
@@ -54,9 +54,9 @@ def served() -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.model
 @pytest.mark.parametrize("shell", ["erl", "iex"])
 def test_the_printed_lines_work_as_they_are(
-    served: tuple[subprocess.Popen[str], str], shell: str
+    command_node: tuple[subprocess.Popen[str], str], shell: str
 ) -> None:
-    _, printed = served
+    _, printed = command_node
     command, call = re.findall(rf"^  ({shell} .*)\n    (.*)$", printed, re.MULTILINE)[0]
     done = subprocess.run(
         command,
@@ -76,9 +76,9 @@ def test_the_printed_lines_work_as_they_are(
 @pytest.mark.model
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_no_model_process_stays(
-    served: tuple[subprocess.Popen[str], str], ending: signal.Signals
+    command_node: tuple[subprocess.Popen[str], str], ending: signal.Signals
 ) -> None:
-    process, _ = served
+    process, _ = command_node
     (model,) = children(process.pid)
     process.send_signal(ending)
     status = process.wait(timeout=10)
