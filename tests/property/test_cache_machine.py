@@ -7,6 +7,7 @@ who is reachable, who is pinned, which bytes belong to whom.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -215,7 +216,7 @@ class Machine(RuleBasedStateMachine):
         blobs |= set(index.payloads.values())
         blobs |= {row.logits for row in index.rows if row.logits}
         extents = sorted([blob.extent for blob in blobs] + self.loose)
-        for one, next_one in zip(extents, extents[1:], strict=False):
+        for one, next_one in pairwise(extents):
             assert one.segment < next_one.segment or one.offset + one.size <= next_one.offset
         assert sum(extent.size for extent in extents) == ram.used <= ram.backed <= QUOTA
         assert self.lab.cache.counters.snapshot()["bytes_ram"] == ram.used
