@@ -1,0 +1,178 @@
+"""From a cell to a reply: build the prompt, stream, and end well however it ends.
+
+The cell's thread waits for events and draws; it never computes.  So an interrupt is
+noticed at once, in a long prefill too: the request is cancelled, what there is of the
+reply stays, and ``KeyboardInterrupt`` goes on, since a magic that swallowed it would let
+Run All go on to the next cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import erllama_py
+from erllama_py._notebook.args import BadUsage
+from erllama_py._notebook.reply import Reply
+from erllama_py._notebook.text import as_text, fill
+from erllama_py.errors import ErllamaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from erllama_py._notebook.render import Surface
+    from erllama_py.types import Event
+
+__all__ = ("generate", "prompt_text", "prompt_tokens")
+
+POLL_S: Final = 0.05
+"""How late a surface may be told that nothing has come."""
+
+SETTLE_S: Final = 0.1
+"""An interrupted request is given this long to say what it came to.  It answers after the
+engine's current step; whoever pressed stop waits no longer than this."""
+
+_SAMPLER: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def prompt_text(
+    arguments: argparse.Namespace, cell: str, names: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Return what is sent, and the system message.
+
+    The newline that ends every cell is not part of it; all else is kept to the byte.
+
+    :raises BadUsage: there is nothing to send, or a variable is missing.
+    """
+    missing = [name for name in arguments.input if name not in names]
+    if missing:
+        raise BadUsage(f"not defined: {', '.join(missing)}", "the line asks for it with -i")
+    body, system = cell.removesuffix("\n"), arguments.system
+    if arguments.fill:
+        body = fill(body, names)
+        system = None if system is None else fill(system, names)
+    parts = [as_text(names[name]) for name in arguments.input]
+    text = "\n\n".join([*parts, body] if body.strip() or not parts else parts)
+    if not text.strip():
+        raise BadUsage("the cell is empty", "the prompt goes into the lines below %%erllama")
+    return text, system
+
+
+def prompt_tokens(
+    model: str, arguments: argparse.Namespace, text: str, system: str | None
+) -> list[int]:
+    """Return the prompt's tokens: one chat message, or the text as it is.
+
+    :raises BadUsage: ``--raw`` with what only a chat can have.
+    :raises ErllamaError: ``no_template`` where a chat was asked for and the model has none.
+    """
+    if arguments.raw and (arguments.chat or system is not None):
+        other = "--chat" if arguments.chat else "--system"
+        raise BadUsage(f"--raw and {other} exclude each other", "leave one of them out")
+    if not arguments.raw:
+        request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if system is not None:
+            request["system"] = system
+        try:
+            return erllama_py.api.apply_chat_template(model, request)
+        except ErllamaError as error:
+            if error.reason != "no_template" or arguments.chat or system is not None:
+                raise
+    return erllama_py.api.tokenize(model, text)
+
+
+def generate(
+    model: str,
+    tokens: list[int],
+    arguments: argparse.Namespace,
+    surface: Surface,
+    *,
+    limit: int,
+    keep: Callable[[Reply], None],
+) -> None:
+    """Stream a reply to a surface.
+
+    :param limit: most tokens of the reply.
+    :param keep: is given the reply when it ends, however it ends.
+    :raises KeyboardInterrupt: the cell was interrupted; the partial reply was kept.
+    :raises ErllamaError: the request was refused, or the model died.
+    """
+    fingerprint = erllama_py.api.model_info(model)["fingerprint"].hex()
+    reply = Reply(model, fingerprint, len(tokens), limit)
+    reply.format = arguments.format or "markdown"
+    stream = erllama_py.api.infer(model, tokens, _options(arguments, limit))
+    assert isinstance(stream, erllama_py.api.Stream)
+    run = _Run(reply, stream, surface)
+    try:
+        run.follow()
+    except KeyboardInterrupt:
+        reply.interrupted = True
+        stream.cancel()
+        run.settle()
+        raise
+    finally:
+        surface.grown(reply, complete=True)
+        keep(reply)
+    if stream.error:
+        raise stream.error
+
+
+class _Run:
+    """One stream on its way into a reply."""
+
+    def __init__(self, reply: Reply, stream: erllama_py.api.Stream, surface: Surface) -> None:
+        self._reply = reply
+        self._stream = stream
+        self._surface = surface
+        self._started = time.monotonic()
+        # A fragment may end inside a character: what is incomplete is not shown yet.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def follow(self) -> None:
+        """Draw until the stream ends."""
+        with contextlib.suppress(StopIteration):
+            while True:
+                if event := self._stream.get(POLL_S):
+                    self._take(event)
+                if self._reply.tokens:
+                    self._surface.grown(self._reply, complete=False)
+                else:
+                    self._surface.waiting(self._reply)
+
+    def settle(self) -> None:
+        """Take what an interrupted stream still says, for a moment."""
+        deadline = time.monotonic() + SETTLE_S
+        with contextlib.suppress(StopIteration):
+            while (left := deadline - time.monotonic()) > 0:
+                if event := self._stream.get(left):
+                    self._take(event)
+
+    def _take(self, event: Event) -> None:
+        reply = self._reply
+        match event.kind:
+            case "token":
+                reply.text += self._decoder.decode(event.data)
+                self._first()
+            case "token_id" if event.token_id is not None:
+                reply.tokens.append(event.token_id)
+                self._first()
+            case "done" | "error":
+                reply.text += self._decoder.decode(b"", final=True)
+                reply.stats = event.stats or {}
+
+    def _first(self) -> None:
+        if self._reply.first_token_ms is None:
+            self._reply.first_token_ms = (time.monotonic() - self._started) * 1000
+
+
+def _options(arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
+    options = {name: getattr(arguments, name) for name in _SAMPLER}
+    options |= {
+        "response_tokens": limit,
+        "stop_sequences": arguments.stop,
+        "exactness": arguments.exactness,
+    }
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,202 @@
+"""``%erllama`` manages models and shows the cache; ``%%erllama`` sends its cell to a model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import keyword
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import traitlets
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+
+import erllama_py
+from erllama_py._notebook import report
+from erllama_py._notebook.args import (
+    COMMANDS,
+    DEFAULT_MAX_TOKENS,
+    PROMPT,
+    BadUsage,
+    nearest,
+    parse,
+    split,
+)
+from erllama_py._notebook.completer import make_matcher
+from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens
+from erllama_py._notebook.models import Models
+from erllama_py._notebook.render import MODES, note, surface
+from erllama_py._notebook.text import escape
+from erllama_py.errors import ErllamaError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from erllama_py._notebook.reply import Reply
+    from erllama_py._notebook.widgets.cache_view import CacheView
+
+__all__ = ("LAST_REPLY", "ErllamaMagics")
+
+LAST_REPLY: Final = "_erllama"
+"""The one name that is bound without being asked for."""
+
+
+@magics_class
+class ErllamaMagics(Magics):
+    """The magics; their settings are ``%config ErllamaMagics.NAME = VALUE``."""
+
+    render = traitlets.Enum(
+        MODES,
+        "auto",
+        help="live: replies grow in their cell; final: they appear when whole",
+    ).tag(config=True)
+    max_tokens = traitlets.Int(
+        DEFAULT_MAX_TOKENS, min=1, help="most tokens of a reply whose cell does not say"
+    ).tag(config=True)
+
+    def __init__(self, shell: InteractiveShell, **kwargs: Any) -> None:
+        super().__init__(shell, **kwargs)
+        self._shell = shell
+        self.models = Models()
+        self.matcher = make_matcher(self.models, shell)
+        self._view: CacheView | None = None
+
+    @no_var_expand
+    @line_magic("erllama")  # type: ignore[arg-type]  # IPython types its bare form only
+    def line(self, line: str) -> None:
+        """Run a command."""
+        name, *words = split(line) or ["help"]
+        if name in ("-h", "--help"):
+            name = "help"
+        if name not in COMMANDS:
+            hint = nearest(name, list(COMMANDS)) or "%erllama help lists the commands"
+            raise BadUsage(f"there is no command {name!r}", hint)
+        getattr(self, f"_{name}")(parse(COMMANDS[name], words))
+
+    @no_var_expand
+    @cell_magic("erllama")  # type: ignore[arg-type]
+    def cell(self, line: str, cell: str) -> None:
+        """Send the cell."""
+        arguments = parse(PROMPT, split(line))
+        with self._short_errors(whole=arguments.traceback):
+            _check_name(arguments.output)
+            text, system = prompt_text(arguments, cell, self._shell.user_ns)
+            where = surface(self._shell, self.render)
+            model = self.models.find(arguments.model)
+            tokens = prompt_tokens(model, arguments, text, system)
+
+            def keep(reply: Reply) -> None:
+                for name in (LAST_REPLY, arguments.output):
+                    if name:
+                        self._shell.user_ns[name] = reply
+                if reply.stats or reply.interrupted:
+                    note(reply.summary, f"<small>{escape(reply.summary)}</small>")
+
+            limit = arguments.max or self.max_tokens
+            generate(model, tokens, arguments, where, limit=limit, keep=keep)
+
+    def close(self) -> None:
+        """Stop what runs for the front end; models stay loaded."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+
+    # -- commands: each takes its parsed line -------------------------------------------------
+
+    def _load(self, arguments: argparse.Namespace) -> None:
+        model, fresh = self.models.load(arguments)
+        if fresh:
+            size = erllama_py.api.model_info(model)["context_size"]
+            note(f"{model} is ready, with a context of {size} tokens.")
+        else:
+            note(f"{model} is loaded already.")
+
+    def _unload(self, arguments: argparse.Namespace) -> None:
+        note(f"{self.models.unload(arguments.argument)} is unloaded.")
+
+    def _use(self, arguments: argparse.Namespace) -> None:
+        note(f"Cells talk to {self.models.use(arguments.argument)} now.")
+
+    def _models(self, _: argparse.Namespace) -> None:
+        note(*report.model_report(self.models.loaded(), self.models.current))
+
+    def _status(self, _: argparse.Namespace) -> None:
+        note(*report.status_report(self.models.loaded(), self.models.current))
+
+    def _cache(self, arguments: argparse.Namespace) -> None:
+        if arguments.stop:
+            self.close()
+            note("The live view has ended.")
+        elif arguments.live and getattr(self._shell, "kernel", None) is not None:
+            self._show_view()
+        else:
+            note(*report.cache_report())
+            if arguments.live:
+                note("A live view needs a notebook: this is what the cache is now.")
+
+    def _version(self, _: argparse.Namespace) -> None:
+        note(report.version_text())
+
+    def _help(self, arguments: argparse.Namespace) -> None:
+        note(report.help_text(arguments.argument))
+
+    # -- helpers ------------------------------------------------------------------------------
+
+    def _show_view(self) -> None:
+        """Display the live view; there is one, however often it is shown."""
+        if self._view is None or self._view.closed:
+            self._view = _open_view()
+        self._shell.display_pub.publish(*self._view.bundle())
+
+    @contextlib.contextmanager
+    def _short_errors(self, *, whole: bool) -> Iterator[None]:
+        """Show an interrupt in a line, and everything whole where that was asked for."""
+        try:
+            yield
+        except BaseException as error:
+            if whole:
+                self._show_whole(error)
+            elif isinstance(error, KeyboardInterrupt):
+                _set_traceback(error, lambda: ["KeyboardInterrupt: the cell was interrupted"])
+            raise
+
+    def _show_whole(self, error: BaseException) -> None:
+        def lines() -> list[str]:
+            whole: list[str] = self._shell.InteractiveTB.structured_traceback(
+                type(error), error, error.__traceback__
+            )
+            return whole
+
+        _set_traceback(error, lines)
+
+
+# Who asks %erllama? or %%erllama? wants what %erllama help says.
+for _magic in ("line", "cell"):
+    vars(ErllamaMagics)[_magic].__doc__ = report.help_text()
+
+
+def _check_name(name: str | None) -> None:
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise BadUsage(f"{name!r} cannot be the name of a variable", "give -o a name like answer")
+
+
+def _set_traceback(error: BaseException, lines: Callable[[], list[str]]) -> None:
+    """Set what IPython shows instead of the stack."""
+    error.__dict__["_render_traceback_"] = lines
+
+
+def _open_view() -> CacheView:
+    """Start the live view.
+
+    :raises ErllamaError: the widget library is not installed.
+    """
+    try:
+        # Half of what %load_ext would cost; most notebooks show no widget.
+        from erllama_py._notebook.widgets.cache_view import CacheView  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ErllamaError(
+            "not_supported",
+            f"the live view needs {error.name}",
+            "pip install 'erllama-py[notebook]', then restart the kernel",
+        ) from None
+    return CacheView()
