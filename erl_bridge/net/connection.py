@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -240,7 +241,12 @@ class Connection(asyncio.Protocol):
         if not isinstance(transport, asyncio.Transport):
             raise TypeError(f"a stream transport is needed, not {type(transport).__name__}")
         self._transport = transport
-        self._descriptor = fork.hold(transport.get_extra_info("socket").fileno())
+        sock = transport.get_extra_info("socket")
+        # Two small frames in a row (SPAWN_REPLY, then the result) would otherwise wait for
+        # the peer's delayed acknowledgement: 40 ms.  asyncio does this by itself only for
+        # sockets whose protocol number was spelled out.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._descriptor = fork.hold(sock.fileno())
         self._owner.made(self)
         if self.phase is Phase.CLOSED:
             transport.abort()

@@ -18,7 +18,6 @@ What order means on the wire (each seen to cost a connection or a reply):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +32,7 @@ __all__ = (
     "SPAWN_LINKED",
     "SPAWN_MONITORED",
     "Control",
+    "ControlParser",
     "Layout",
     "Op",
     "control_frame",
@@ -147,10 +147,17 @@ _KINDS: Final[dict[str, Any]] = {
 }
 
 #: Checked once here, so that handlers can rely on it whatever a peer sends.
-_CHECKS: Final[dict[int, tuple[tuple[int, Any], ...]]] = {
-    op: tuple((index, _KINDS[name]) for index, name in enumerate(layout.fields) if name in _KINDS)
-    for op, layout in MESSAGES.items()
+_ROWS: Final[dict[int, tuple[Op, Layout, tuple[tuple[int, Any], ...]]]] = {
+    number: (
+        Op(number),
+        layout,
+        tuple((i, _KINDS[name]) for i, name in enumerate(layout.fields) if name in _KINDS),
+    )
+    for number, layout in MESSAGES.items()
 }
+
+#: Operations whose control term a sender repeats.
+_REPEATED: Final = frozenset((Op.SEND, Op.SEND_SENDER, Op.REG_SEND))
 
 #: Flags of SPAWN_REPLY: what was set up together with the new process.
 SPAWN_LINKED: Final = 1
@@ -169,8 +176,7 @@ class _NoPayload:
 NO_PAYLOAD: Final = _NoPayload()
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
+class Control(NamedTuple):
     """One decoded frame: the operation, its fields in wire order, its payload.
 
     ``damaged`` says why the payload could not be decoded.  The frame itself was whole,
@@ -183,43 +189,79 @@ class Control:
     damaged: str = ""
 
 
+class ControlParser:
+    """Decodes the frames of one connection.
+
+    A process that sends a stream of messages repeats its control term byte for byte, and
+    terms delimit themselves: a frame that begins with the same bytes begins with the same
+    term.  So the last control term of a message is kept and not decoded again.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._same = b"\0"  # no term begins so
+        self._op = Op.SEND
+        self._fields: tuple[Any, ...] = ()
+
+    def parse(self, body: bytes) -> Control:
+        """Decode a frame's body (what follows the byte 112).
+
+        :raises RemoteProtocolError: not a control message of the table.
+        """
+        if body.startswith(self._same):
+            return self._message(self._op, self._fields, body, len(self._same))
+        op, fields, offset, has_payload = _control(body, self._limits)
+        if not has_payload:
+            if offset != len(body):
+                raise RemoteProtocolError(f"{op.name} with a message behind it")
+            return Control(op, fields)
+        if op in _REPEATED:
+            self._same = body[:offset]
+            self._op = op
+            self._fields = fields
+        return self._message(op, fields, body, offset)
+
+    def _message(self, op: Op, fields: tuple[Any, ...], body: bytes, offset: int) -> Control:
+        if offset == len(body):
+            raise RemoteProtocolError(f"{op.name} without its message")
+        try:
+            payload, end = decode_prefix(body, offset, limits=self._limits)
+        except DecodeError as error:
+            return Control(op, fields, damaged=str(error))
+        if end != len(body):
+            raise RemoteProtocolError(f"{op.name} with bytes behind its message")
+        return Control(op, fields, payload)
+
+
 def parse_frame(body: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Control:
-    """Decode a frame's body (what follows the byte 112).
+    """Decode one frame's body on its own.
 
     :raises RemoteProtocolError: not a control message of the table.
     """
+    return ControlParser(limits).parse(body)
+
+
+def _control(body: bytes, limits: Limits) -> tuple[Op, tuple[Any, ...], int, bool]:
     try:
         term, offset = decode_prefix(body, limits=limits)
     except DecodeError as error:
         raise RemoteProtocolError(f"malformed control message: {error}") from None
     if type(term) is not tuple or not term or type(term[0]) is not int:
         raise RemoteProtocolError("a control message that is not a tuple with a number first")
-    layout = MESSAGES.get(term[0])
-    if layout is None:
+    row = _ROWS.get(term[0])
+    if row is None:
         raise RemoteProtocolError(f"unknown control message {term[0]}")
-    op = Op(term[0])
+    op, layout, checks = row
     fields = term[1:]
     if len(fields) != len(layout.fields):
         raise RemoteProtocolError(f"{op.name} with {len(fields)} fields")
-    for index, kind in _CHECKS[op]:
+    for index, kind in checks:
         if not isinstance(fields[index], kind):
             raise RemoteProtocolError(f"{op.name} with a wrong {layout.fields[index]}")
     if layout.plain is not None and layout.token is not None:
         op = layout.plain
         fields = fields[: layout.token] + fields[layout.token + 1 :]
-    if not layout.payload:
-        if offset != len(body):
-            raise RemoteProtocolError(f"{op.name} with a message behind it")
-        return Control(op, fields)
-    if offset == len(body):
-        raise RemoteProtocolError(f"{op.name} without its message")
-    try:
-        payload, end = decode_prefix(body, offset, limits=limits)
-    except DecodeError as error:
-        return Control(op, fields, damaged=str(error))
-    if end != len(body):
-        raise RemoteProtocolError(f"{op.name} with bytes behind its message")
-    return Control(op, fields, payload)
+    return op, fields, offset, layout.payload
 
 
 def control_frame(op: Op, *fields: Any, payload: Any = NO_PAYLOAD) -> bytes:

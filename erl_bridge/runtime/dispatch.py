@@ -1,7 +1,7 @@
 """What each control message of a peer does.
 
 One handler per operation, in one table; the operations that are not in it do not pass
-:func:`erl_bridge.proto.control.parse_frame`.  Field types are checked there.
+:class:`erl_bridge.proto.control.ControlParser`.  Field types are checked there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from erl_bridge.etf import Atom, Pid, encode
-from erl_bridge.proto.control import NO_PAYLOAD, Control, Op, parse_frame
+from erl_bridge.proto.control import NO_PAYLOAD, Control, Op
 from erl_bridge.runtime.process import NOPROC, Process
 from erl_bridge.runtime.spawn import SpawnServer
 
@@ -29,7 +29,6 @@ class Dispatch:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._limits = node.limits.terms
         self._spawns = SpawnServer(node, node.limits.max_requests_per_peer)
 
     def frame(self, peer: Peer, body: bytes) -> None:
@@ -37,7 +36,7 @@ class Dispatch:
 
         :raises erl_bridge.proto.errors.RemoteProtocolError: it is not one a peer may send.
         """
-        control = parse_frame(body, limits=self._limits)
+        control = peer.parser.parse(body)
         _HANDLERS[control.op](self, peer, control)
 
     # -- messages ------------------------------------------------------------------------------

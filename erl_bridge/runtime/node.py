@@ -418,7 +418,7 @@ class Node:
 
     def peer_up(self, connection: Connection) -> None:
         """Take a new peer in."""
-        peer = self._peers[connection.name] = Peer(connection)
+        peer = self._peers[connection.name] = Peer(connection, self.limits.terms)
         connection.context = peer
         self._outbound.up(peer.name)
         for listener in self._listeners:

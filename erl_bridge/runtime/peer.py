@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from erl_bridge.etf import Atom, Pid, Reference, encode
+from erl_bridge.etf import Atom, Limits, Pid, Reference, encode
 from erl_bridge.net.connection import Connection
-from erl_bridge.proto.control import NO_PAYLOAD, Op, control_frame
+from erl_bridge.proto.control import NO_PAYLOAD, ControlParser, Op, control_frame
 from erl_bridge.proto.frames import frame
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ class Peer:
     :ivar requests: what runs on its behalf.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, limits: Limits) -> None:
         self.name = connection.name
         self.connection = connection
+        self.parser = ControlParser(limits)
         self.monitors: dict[Reference, Process] = {}
         self.links: set[tuple[Process, Pid]] = set()
         self.watching: set[Reference] = set()

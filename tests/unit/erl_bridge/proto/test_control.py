@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from erl_bridge.etf import Atom, EncodeError, Limits, Pid, Reference, encode
 from erl_bridge.proto import LocalProtocolError, RemoteProtocolError
-from erl_bridge.proto.control import MESSAGES, NO_PAYLOAD, Control, Op, control_frame, parse_frame
+from erl_bridge.proto.control import (
+    MESSAGES,
+    NO_PAYLOAD,
+    Control,
+    ControlParser,
+    Op,
+    control_frame,
+    parse_frame,
+)
 from tests.property.strategies.erl_terms import terms
 
 NODE = Atom("a@h")
@@ -155,3 +163,28 @@ def test_damage_is_parsed_or_refused(op: Op, data: st.DataObject) -> None:
     except RemoteProtocolError:
         return
     assert isinstance(found, Control)
+
+
+@given(st.lists(st.tuples(st.sampled_from([Op.SEND, Op.SEND_SENDER, Op.LINK]), st.integers(1, 3))))
+def test_a_remembered_control_term_is_the_right_one(sent: list[tuple[Op, int]]) -> None:
+    """Senders take turns; a parser that remembers reads what a fresh one does."""
+    parser = ControlParser()
+    for op, serial in sent:
+        fields = tuple(
+            Pid(NODE, 1, serial, 3) if name.endswith("pid") else SAMPLES[name]
+            for name in MESSAGES[op].fields
+        )
+        body = body_of(op, fields, serial if MESSAGES[op].payload else NO_PAYLOAD)
+        assert parser.parse(body) == parse_frame(body)
+        assert parser.parse(body).fields == fields
+
+
+def test_what_is_remembered_still_needs_its_message() -> None:
+    """The short way has the same checks as the long one."""
+    parser = ControlParser()
+    control = encode((2, Atom(""), PID))
+    parser.parse(control + encode(1))
+    for rest in (b"", encode(1) + b"\0"):
+        with pytest.raises(RemoteProtocolError):
+            parser.parse(control + rest)
+    assert parser.parse(control + b"\x83\xff").damaged
