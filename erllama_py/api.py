@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from erllama_py._engine.device_memory import device_memory
 from erllama_py._engine.host import ModelHost
@@ -266,6 +266,15 @@ def start(
     return request.ref
 
 
+@overload
+def infer(model: ModelArg, tokens: Tokens, params: Options | None = None) -> Stream: ...
+@overload
+def infer(
+    model: ModelArg,
+    tokens: Tokens,
+    params: Options | None,
+    callback: Callable[[Event], None],
+) -> Ref: ...
 def infer(
     model: ModelArg,
     tokens: Tokens,

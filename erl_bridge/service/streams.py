@@ -88,7 +88,6 @@ class _Stream:
         except BaseException:
             self._node.demonitor(self._watch)
             raise
-        assert isinstance(request, Ref)
         with self._lock:
             self._request = request
             cancelled = self._cancelled

@@ -11,7 +11,7 @@ in flight, which may run on the cache's timer; a request has one of them at a ti
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from erllama_py._backends.base import BLOCK, BackendInfo
 from erllama_py._cache.grade import Grade as StoredGrade
@@ -21,11 +21,11 @@ from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.policy import should_finish_save
 from erllama_py._cache.ram import Extent as StoredExtent
 from erllama_py._cache.store import Cache
-from erllama_py._engine.channel import Channel
 from erllama_py._engine.frames import (
     Captured,
     Done,
     Extent,
+    Frame,
     Grade,
     Grants,
     Lookup,
@@ -49,6 +49,13 @@ SPARE_BLOCKS = 2
 """Granted blocks beyond one batch and one tail per slot."""
 
 
+class Wire(Protocol):
+    """How frames get to the model process; a dead one is not an error here."""
+
+    def send(self, frame: Frame, fd: int | None = None) -> None:
+        """Send a frame, with a descriptor where given."""
+
+
 class ModelCache:
     """The cache as one loaded model sees it."""
 
@@ -66,7 +73,8 @@ class ModelCache:
                 "load_failed", f"{path!r} cannot be read: {error.strerror}", "check the path"
             ) from error
         self._lock = threading.Lock()
-        self._namespace: Namespace | None = None
+        self.namespace: Namespace | None = None
+        """Where this model's rows are; ``None`` where nothing is cached for it."""
         self._chunk = 0
         self._threads = 0
         self._sizes = (0, 0)
@@ -75,14 +83,9 @@ class ModelCache:
         self._logits: set[Extent] = set()
         self._segments: set[int] = set()
 
-    @property
-    def active(self) -> bool:
-        """Whether anything is cached for this model."""
-        return self._namespace is not None
-
     # -- a process comes and goes ----------------------------------------------------------
 
-    def attach(self, info: BackendInfo, chunk: int, channel: Channel) -> None:
+    def attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
         """Serve a process that has just loaded."""
         if not (self._config.caching and info.blocks):
             return
@@ -95,7 +98,7 @@ class ModelCache:
         )
         self._segments.clear()
         engine = {**info.identity, "file": self._file, "backend": info.backend}
-        self._namespace = self._cache.namespace(
+        self.namespace = self._cache.namespace(
             Identity(
                 fingerprint=self.fingerprint,
                 quant_type=self._config.quant_type,
@@ -103,7 +106,7 @@ class ModelCache:
                 engine=tuple(sorted(engine.items())),
             )
         )
-        self.replenish(channel)
+        self.replenish(life)
 
     def detach(self) -> None:
         """Take back what a process that has ended was granted."""
@@ -114,44 +117,42 @@ class ModelCache:
         for extent in granted:
             self._cache.release(_stored_extent(extent))
 
-    def replenish(self, channel: Channel) -> None:
+    def replenish(self, life: Wire) -> None:
         """Grant extents up to the target, as far as the quota goes."""
-        if self._namespace is None:
+        if self.namespace is None:
             return
         with self._lock:
-            blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], channel)
-            logits = self._grant(self._logits, self._targets[1], self._sizes[1], channel)
+            blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], life)
+            logits = self._grant(self._logits, self._targets[1], self._sizes[1], life)
         if blocks or logits:
-            channel.send(Grants(blocks, logits))
+            life.send(Grants(blocks, logits))
 
-    def _grant(
-        self, granted: set[Extent], target: int, size: int, channel: Channel
-    ) -> list[Extent]:
+    def _grant(self, granted: set[Extent], target: int, size: int, life: Wire) -> list[Extent]:
         fresh: list[Extent] = []
         while len(granted) < target:
             reserved = self._cache.reserve(size)
             if reserved is None:
                 break
-            self._introduce(reserved.segment, channel)
+            self._introduce(reserved.segment, life)
             extent = Extent(*reserved)
             granted.add(extent)
             fresh.append(extent)
         return fresh
 
-    def _introduce(self, index: int, channel: Channel) -> None:
+    def _introduce(self, index: int, life: Wire) -> None:
         """Send a segment's descriptor before the first extent in it."""
         if index not in self._segments:
             fd, size = self._cache.segments[index]
-            channel.send(Segment(index, size), fd)
+            life.send(Segment(index, size), fd)
             self._segments.add(index)
 
     # -- requests ----------------------------------------------------------------------------
 
     def probe(self, tokens: bytes) -> int:
         """Return the prefix length that the next admission of these tokens would report."""
-        if self._namespace is None:
+        if self.namespace is None:
             return 0
-        return self._namespace.probe(
+        return self.namespace.probe(
             tokens,
             exactness=self._config.exactness,
             chunk=self._chunk,
@@ -159,21 +160,21 @@ class ModelCache:
             floor=self._policy.min_tokens,
         )
 
-    def lookup(self, request: Request, frame: Lookup, channel: Channel) -> None:
+    def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Answer a lookup; where its parent row is being saved, once that is over."""
-        namespace = self._namespace
+        namespace = self.namespace
         assert namespace is not None
         if frame.resume is not None or request.parent_key is None:
-            self._answer(request, frame, channel)
+            self._answer(request, frame, life)
             return
         namespace.await_row(
             request.parent_key,
             self._policy.session_resume_wait_ms / 1000,
-            lambda: self._answer(request, frame, channel),
+            lambda: self._answer(request, frame, life),
         )
 
-    def _answer(self, request: Request, frame: Lookup, channel: Channel) -> None:
-        namespace = self._namespace
+    def _answer(self, request: Request, frame: Lookup, life: Wire) -> None:
+        namespace = self.namespace
         assert namespace is not None
         again = frame.resume is not None
         tokens = request.tokens.tobytes() if frame.resume is None else frame.resume
@@ -193,10 +194,10 @@ class ModelCache:
             request.exactness = lease.label
         with self._lock:
             for piece in lease.pieces:
-                self._introduce(piece.extent.segment, channel)
+                self._introduce(piece.extent.segment, life)
             if lease.logits:
-                self._introduce(lease.logits.extent.segment, channel)
-        channel.send(self._plan(frame.id, lease))
+                self._introduce(lease.logits.extent.segment, life)
+        life.send(self._plan(frame.id, lease))
 
     def _plan(self, number: int, lease: Lease) -> Plan:
         return Plan(
@@ -220,7 +221,7 @@ class ModelCache:
     def restored(self, request: Request, frame: Restored) -> None:
         """The engine needs the plan's pieces no more."""
         self._cache.counters.add("load_total_ns", frame.load_ns)
-        lease, namespace = request.lease, self._namespace
+        lease, namespace = request.lease, self.namespace
         if lease is None or namespace is None:
             return
         if frame.bad:
@@ -286,10 +287,10 @@ class ModelCache:
 
         ``None`` below the policy's ``min_tokens``, or where nothing is cached.
         """
-        if self._namespace is None or not should_finish_save(frame.committed, self._policy):
+        if self.namespace is None or not should_finish_save(frame.committed, self._policy):
             return None
         tokens = request.tokens[: frame.committed].tobytes()
-        finish_key = self._namespace.key(tokens)
+        finish_key = self.namespace.key(tokens)
         if frame.saving and request.lease:
             request.lease.expect_row(finish_key)
             request.expected_row = finish_key

@@ -39,6 +39,7 @@ from erllama_py._engine.frames import (
     Closed,
     Done,
     Failed,
+    Frame,
     Load,
     Loaded,
     LoadFailed,
@@ -91,10 +92,13 @@ class Life:
         self.failure: ErllamaError | None = None
         self.calls: dict[int, _Pending] = {}
 
-    def send(self, frame: Any) -> None:
-        """Send a frame; a dead process is the reader's to notice."""
+    def send(self, frame: Frame, fd: int | None = None) -> None:
+        """Send a frame; a dead process is the reader's to notice.
+
+        Not even there is it an error: what it sent before it died is still to be read.
+        """
         with contextlib.suppress(ChannelClosed):
-            self.channel.send(frame)
+            self.channel.send(frame, fd)
 
 
 class _Pending:
@@ -341,12 +345,12 @@ class ModelHost:
                 request.on_token(frame.data, frame.token)
             case Captured():
                 self.cache.captured(request, frame)
-                self.cache.replenish(life.channel)
+                self.cache.replenish(life)
             case Saved():
                 self.cache.saved(request, frame)
-                self.cache.replenish(life.channel)
+                self.cache.replenish(life)
             case Lookup():
-                self.cache.lookup(request, frame, life.channel)
+                self.cache.lookup(request, frame, life)
             case Accepted():
                 request.on_prompt(frame.tokens)
             case Admitted():
@@ -368,7 +372,7 @@ class ModelHost:
             self._requests.pop(frame.id, None)
         if not request.over:  # a defect of ours, but nobody may wait for ever
             request.on_error(ErllamaError("closed", "the request ended without a result"))
-        self.cache.replenish(life.channel)
+        self.cache.replenish(life)
 
     def _handle_end(self, frame: Done | Failed) -> None:
         request = self._requests.get(frame.id)
@@ -383,7 +387,7 @@ class ModelHost:
 
     def _loaded(self, life: Life, frame: Loaded) -> None:
         self.info = frame.info
-        self.cache.attach(frame.info, frame.chunk, life.channel)
+        self.cache.attach(frame.info, frame.chunk, life)
         with self._lock:
             if self._state == "gone":
                 return

@@ -13,7 +13,7 @@ from array import array
 
 from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._engine.frames import Grade
-from erllama_py._engine.sharedkv import Restore
+from erllama_py._engine.restore import Restore
 from erllama_py._engine.stops import StopScanner
 from erllama_py.config import GenerateOptions
 
@@ -61,14 +61,10 @@ class Job:
         self.stops = StopScanner(options.stop_sequences)
         self.prompt_len = len(prompt)
         self.stage = Stage.QUEUED
-        self.cancelled = False
         self.slot = -1
         self.order = 0
         """Admission number: the highest is the youngest."""
         self.restore: Restore | None = None
-        self.restored = 0
-        """Pieces of the plan that are in the KV."""
-        self.load_ns = 0
         self.admitted = False
         """The core knows how it was admitted; a preempted job stays admitted."""
         self.preempted = False

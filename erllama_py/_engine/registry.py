@@ -81,12 +81,15 @@ class Core:
     def unload(self, model: str | ModelPid) -> None:
         """End a model; its id is free when this returns.
 
-        :raises ErllamaError: ``not_found``.
+        :raises ErllamaError: ``not_found`` for an id; a pid is that of a process which
+            has ended already.
         """
         try:
             host = self.host(model)
         except ModelGone:
-            raise ErllamaError("not_found", f"no model {str(model)!r} is loaded") from None
+            if isinstance(model, ModelPid):
+                return
+            raise ErllamaError("not_found", f"no model {model!r} is loaded") from None
         self._gone(host)
         host.unload()
 

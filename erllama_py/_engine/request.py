@@ -6,6 +6,7 @@ yet is then sent again, so everything needed for that stays here.
 
 from __future__ import annotations
 
+import logging
 import threading
 from array import array
 from collections.abc import Callable
@@ -114,9 +115,9 @@ class Request:
             self.tokens.append(token)
         if self._sink:
             if data:
-                self._sink(Event("token", self.ref, data=data))
+                _guarded(self._sink, Event("token", self.ref, data=data))
             if token is not None:
-                self._sink(Event("token_id", self.ref, token_id=token))
+                _guarded(self._sink, Event("token_id", self.ref, token_id=token))
 
     def on_done(self, frame: Done, finish_key: bytes | None) -> None:
         """The reply is complete."""
@@ -178,6 +179,14 @@ class Request:
         self._over.set()
         self.accepted.set()
         if self._sink:
-            self._sink(event)
+            _guarded(self._sink, event)
         if self._on_over:
-            self._on_over(self)
+            _guarded(self._on_over, self)
+
+
+def _guarded(callback: Callable[[Any], None], value: Any) -> None:
+    """Call back; what a user's callback raises must not end the model."""
+    try:
+        callback(value)
+    except Exception:
+        logging.getLogger(__name__).exception("the callback %r failed", callback)

@@ -25,7 +25,6 @@ Nothing here knows llama.cpp or the core: it speaks to a
 from __future__ import annotations
 
 import collections
-import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -35,7 +34,6 @@ from erllama_py._backends.base import (
     Backend,
     BackendError,
     NoSlot,
-    RestoreFailed,
     Row,
     Sampler,
     StepFailed,
@@ -59,10 +57,12 @@ from erllama_py._engine.frames import (
     Token,
 )
 from erllama_py._engine.job import Job, Stage
-from erllama_py._engine.sharedkv import Restore, SharedKv
+from erllama_py._engine.mailbox import Mailbox
+from erllama_py._engine.restore import BadPiece, Restore
+from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.stops import cut_at
 
-__all__ = ("Mailbox", "Scheduler")
+__all__ = ("Scheduler",)
 
 HEADROOM = 64
 """Free cells beyond the prompt that admission asks for, so that a fresh request does
@@ -70,31 +70,6 @@ not preempt another with its first tokens."""
 
 RESTORE_BYTES = 64 << 20
 """Bytes restored between two ticks while others run: about 5 ms of copying."""
-
-
-class Mailbox:
-    """Work for the engine thread, put in by the control thread."""
-
-    def __init__(self) -> None:
-        self._items: collections.deque[Callable[[], None]] = collections.deque()
-        self._wake = threading.Event()
-
-    def put(self, action: Callable[[], None]) -> None:
-        """Run ``action`` on the engine thread before its next tick."""
-        self._items.append(action)
-        self._wake.set()
-
-    def poke(self) -> None:
-        """Wake the engine thread: something it polls has changed."""
-        self._wake.set()
-
-    def drain(self, *, wait: bool) -> None:
-        """Run what is there; wait for something first if asked to."""
-        if wait:
-            self._wake.wait()
-        self._wake.clear()
-        while self._items:
-            self._items.popleft()()
 
 
 class Scheduler:
@@ -119,6 +94,9 @@ class Scheduler:
         self._queue: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}
         """Every live job by request id, queued ones too."""
+        self._cancelled: list[Job] = []
+        self._running: dict[int, Job] = {}
+        """Jobs that hold a slot, by slot."""
         self._slots = list(range(backend.info.n_seq_max - 1, -1, -1))
         self._admissions = 0
         self._phase = "idle"
@@ -133,9 +111,8 @@ class Scheduler:
 
     def cancel(self, number: int) -> None:
         """Stop a request; unknown and finished ones are ignored."""
-        job = self._jobs.get(number)
-        if job and job.stage is not Stage.CLOSING:
-            job.cancelled = True
+        if job := self._jobs.get(number):
+            self._cancelled.append(job)
 
     def plan(self, number: int, restore: Restore) -> None:
         """Take the answer to a lookup."""
@@ -172,10 +149,10 @@ class Scheduler:
         return bool(rows) or moved
 
     def _active(self) -> list[Job]:
-        return sorted((j for j in self._jobs.values() if j.active), key=lambda j: j.slot)
+        return [job for _, job in sorted(self._running.items())]
 
     def _report_phase(self) -> None:
-        active = [j for j in self._jobs.values() if j.active and j.stage is not Stage.CLOSING]
+        active = [j for j in self._running.values() if j.stage is not Stage.CLOSING]
         if not active:
             phase = "idle"
         else:
@@ -187,13 +164,15 @@ class Scheduler:
     # -- admission ------------------------------------------------------------------------
 
     def _end_cancelled(self) -> None:
-        for job in [j for j in self._jobs.values() if j.cancelled]:
+        for job in self._cancelled:
+            if job.id not in self._jobs or job.stage is Stage.CLOSING:
+                continue
+            job.begin(time.monotonic())
+            self._admit(job, "cold", 0)
             if job.stage is Stage.QUEUED:
                 self._queue.remove(job)
-                job.begin(time.monotonic())
-                if not job.admitted:
-                    self._out.put(Admitted(job.id, "cold", 0))
             self._finish(job, "cancelled")
+        self._cancelled.clear()
 
     def _dispatch(self) -> None:
         while self._queue and self._slots:
@@ -205,6 +184,7 @@ class Scheduler:
                 return
             self._queue.popleft()
             job.slot = self._slots.pop()
+            self._running[job.slot] = job
             self._admissions += 1
             job.order = self._admissions
             job.begin(time.monotonic())
@@ -222,126 +202,92 @@ class Scheduler:
         """Start from nothing: no plan, or one that could not be restored."""
         job.stage = Stage.RUN
         job.captured = 0
-        if job.admitted:
-            return  # preempted, or its first token is out already
-        job.admitted = True
-        self._out.put(Admitted(job.id, "cold", 0))
-        if self._policy:
+        if not job.admitted and self._policy:
             job.cold_row = cold_save_split(job.prompt_len, self._policy)
+        self._admit(job, "cold", 0)
+
+    def _admit(self, job: Job, kind: str, prefix_len: int) -> None:
+        """Tell the core how a request was admitted, once; a preempted one stays admitted."""
+        if not job.admitted:
+            job.admitted = True
+            self._out.put(Admitted(job.id, kind, prefix_len))
 
     def _begin_restore(self, job: Job, restore: Restore) -> None:
         plan = restore.plan
         if plan.kind == "cold":
-            self._out.put(Restored(job.id, [], corrupt=False, load_ns=job.load_ns))
+            self._out.put(Restored(job.id, [], corrupt=False, load_ns=0))
             self._admit_cold(job)
             job.captured = plan.captured
             return
         job.stage = Stage.RESTORE
         job.restore = restore
-        job.restored = 0
         job.canonical = job.canonical and plan.canonical
-        if restore.logits and job.generates and not job.preempted:
+        if restore.logits and job.generates and job.pending is None:
             # The stored logits are all that the first token needs: it goes out before
             # a byte of KV is restored.
-            self._out.put(Admitted(job.id, plan.kind, plan.prefix_len))
-            job.admitted = True
+            self._admit(job, plan.kind, plan.prefix_len)
             self._sample_stored(job, restore.logits)
+        elif restore.keep == len(job.todo) and job.generates and job.pending is None:
+            # The logits were damaged: the last token is decoded again.
+            restore.keep -= 1
 
     def _restore_all(self) -> bool:
-        jobs = [j for j in self._jobs.values() if j.stage is Stage.RESTORE or j.restore]
-        alone = len(self._active()) == 1
-        moved = [self._restore(j, None if alone else RESTORE_BYTES) for j in jobs]
+        running = self._active()
+        budget = None if len(running) == 1 else RESTORE_BYTES
+        moved = [self._restore(job, job.restore, budget) for job in running if job.restore]
         return any(moved)
 
-    def _restore(self, job: Job, budget: int | None) -> bool:
+    def _restore(self, job: Job, restore: Restore, budget: int | None) -> bool:
         """Move verified pieces into the sequence; return whether anything changed."""
-        restore = job.restore
-        if restore is None:
-            return False
-        plan, (verified, bad) = restore.plan, restore.progress
-        moved = 0
-        began = time.perf_counter_ns()
-        while job.restored < verified and (budget is None or moved < budget):
-            piece = plan.pieces[job.restored]
-            try:
-                self._backend.unpack(
-                    job.slot, piece.start, piece.end, restore.bytes_of(job.restored)
-                )
-            except RestoreFailed:
-                self._restore_failed(job, restore, piece.node, corrupt=False)
-                return True
-            job.restored += 1
-            moved += piece.nbytes
-        job.load_ns += time.perf_counter_ns() - began
-        if bad is not None and job.restored == verified:
-            self._restore_failed(job, restore, bad, corrupt=True)
-            return True
-        if job.restored < len(plan.pieces):
-            return moved > 0
-        self._restored(job, restore)
+        try:
+            moved = restore.advance(self._backend, job.slot, budget)
+            if not restore.complete:
+                return moved
+            restore.cut(self._backend, job.slot)
+        except BadPiece as bad:
+            self._restore_failed(job, bad)
+        else:
+            self._restored(job, restore)
         return True
 
     def _restored(self, job: Job, restore: Restore) -> None:
-        """All pieces are in: cut to what is wanted and go on from there."""
-        plan, keep = restore.plan, restore.plan.keep
-        if self._backend.length(job.slot) != keep and not self._backend.truncate(job.slot, keep):
-            # A sliding window was cut inside a piece and lost cells it needs.  The
-            # piece's own start is a place it can go on from.
-            keep = plan.pieces[-1].start
-            if not self._restore_again(job, restore, len(plan.pieces) - 1):
-                return
-            job.canonical = job.canonical and keep % self._chunk == 0
-        job.restore = None
-        self._out.put(Restored(job.id, [], corrupt=False, load_ns=job.load_ns))
+        """The sequence is what it should be: go on from there."""
+        plan, keep = restore.plan, restore.keep
+        self._drop_restore(job)
         job.ledger, job.todo = job.todo[:keep], job.todo[keep:]
         job.captured = min(plan.captured, keep) // BLOCK * BLOCK
+        job.canonical = job.canonical and (keep == plan.keep or keep % self._chunk == 0)
         if job.stage is Stage.CLOSING:
             if job.todo:
                 self._release(job)  # the reply is out, and its KV is not worth a prefill
             return
         job.stage = Stage.RUN
         job.last_save = max(job.last_save, plan.prefix_len)
-        if not job.admitted:
-            whole = keep == plan.keep
-            self._out.put(
-                Admitted(
-                    job.id,
-                    plan.kind if whole else "partial",
-                    plan.prefix_len if whole else keep,
-                )
-            )
-            job.admitted = True
-        if not job.todo and job.pending is None:
-            if job.generates and restore.logits:
-                self._sample_stored(job, restore.logits)
-            else:
-                self._finish_prompt(job)
-                if job.active:  # no step will come by to close it
-                    self._close(job, None)
+        # Less the last token counts as whole: its logits were damaged, not its KV.
+        whole = keep >= plan.keep - 1
+        self._admit(job, plan.kind if whole else "partial", plan.prefix_len if whole else keep)
+        if not job.todo and not job.generates:
+            self._finish_prompt(job)
+            if job.active:  # no step will come by to close it
+                self._close(job, None)
 
-    def _restore_again(self, job: Job, restore: Restore, count: int) -> bool:
-        """Restore the first ``count`` pieces into a cleared sequence."""
-        self._backend.clear(job.slot)
-        for index in range(count):
-            piece = restore.plan.pieces[index]
-            try:
-                self._backend.unpack(job.slot, piece.start, piece.end, restore.bytes_of(index))
-            except RestoreFailed:
-                self._restore_failed(job, restore, piece.node, corrupt=False)
-                return False
-        return True
-
-    def _restore_failed(self, job: Job, restore: Restore, node: int, *, corrupt: bool) -> None:
+    def _restore_failed(self, job: Job, bad: BadPiece) -> None:
         """Report the bad node and go on cold, with an empty sequence."""
-        restore.drop()
-        job.restore = None
-        self._out.put(Restored(job.id, [node], corrupt=corrupt, load_ns=job.load_ns))
+        self._drop_restore(job, bad)
         self._backend.clear(job.slot)
         if job.stage is Stage.CLOSING:
             self._release(job)
             return
-        job.canonical = len(self._active()) == 1
+        job.canonical = len(self._running) == 1
         self._admit_cold(job)
+
+    def _drop_restore(self, job: Job, bad: BadPiece | None = None) -> None:
+        """Tell the core that a plan's pieces are not needed any more."""
+        restore, job.restore = job.restore, None
+        if restore is not None:
+            restore.drop()
+            nodes, corrupt = ([bad.node], bad.corrupt) if bad else ([], False)
+            self._out.put(Restored(job.id, nodes, corrupt, restore.spent_ns))
 
     # -- the batch --------------------------------------------------------------------------
 
@@ -358,7 +304,7 @@ class Scheduler:
             decoders = sorted(decoders, key=lambda j: len(j.generated))[:budget]
         for job in decoders:
             assert job.pending is not None
-            wanted = job.stage is Stage.RUN or self._wants_finish_logits(job)
+            wanted = job.stage is Stage.RUN or (job.capturing and self._policy is not None)
             rows.append((job, Row(job.slot, len(job.ledger), [job.pending], wanted)))
         budget -= len(rows)
         for job in ready:
@@ -370,9 +316,6 @@ class Scheduler:
                 rows.append((job, Row(job.slot, len(job.ledger), tokens, wanted)))
                 budget -= size
         return rows
-
-    def _wants_finish_logits(self, job: Job) -> bool:
-        return self._policy is not None and job.capturing and not job.cancelled
 
     def _evaluate(self, rows: list[tuple[Job, Row]]) -> None:
         while rows:
@@ -404,14 +347,10 @@ class Scheduler:
 
     def _preempt(self, job: Job) -> None:
         if job.restore:
-            job.restore.drop()
-            job.restore = None
-            self._out.put(Restored(job.id, [], corrupt=False, load_ns=job.load_ns))
+            self._drop_restore(job)
         elif self._recorder:
             self._recorder.capture_blocks(job)
-        self._backend.clear(job.slot)
-        self._slots.append(job.slot)
-        job.slot = -1
+        self._give_up_slot(job)
         job.todo = job.ledger + job.todo
         job.ledger = array("I")
         job.slices.clear()
@@ -476,7 +415,11 @@ class Scheduler:
     def _take(self, job: Job, draw: Callable[[Sampler], int]) -> None:
         """Draw a token, send it, and end the request if it was the last."""
         assert job.sampler is not None
-        token = draw(job.sampler)
+        try:
+            token = draw(job.sampler)
+        except BackendError as error:  # such as a grammar that no token can follow
+            self._fail(job, error.reason, error.detail)
+            return
         job.pending = token
         job.generated.append(token)
         streamed = job.mode == "infer"
@@ -495,8 +438,6 @@ class Scheduler:
 
     def _finish(self, job: Job, reason: str) -> None:
         """Send the reply; what is left to store follows in CLOSING."""
-        if job.cancelled:
-            reason = "cancelled"
         if job.mode == "infer" and job.stops.matched is None:
             held = job.stops.flush()
             if held:
@@ -526,7 +467,6 @@ class Scheduler:
                 saving,
             )
         )
-        job.cancelled = False
         job.stage = Stage.CLOSING
         if not saving:
             self._release(job)
@@ -549,15 +489,16 @@ class Scheduler:
         self._release(job)
 
     def _release(self, job: Job) -> None:
-        if job.restore:
-            job.restore.drop()
-            job.restore = None
-            self._out.put(Restored(job.id, [], corrupt=False, load_ns=job.load_ns))
+        self._drop_restore(job)
         if job.sampler:
             job.sampler.close()
         if job.active:
-            self._backend.clear(job.slot)
-            self._slots.append(job.slot)
-            job.slot = -1
+            self._give_up_slot(job)
         self._jobs.pop(job.id, None)
         self._out.put(Closed(job.id))
+
+    def _give_up_slot(self, job: Job) -> None:
+        self._backend.clear(job.slot)
+        del self._running[job.slot]
+        self._slots.append(job.slot)
+        job.slot = -1

@@ -46,8 +46,9 @@ from erllama_py._engine.frames import (
 )
 from erllama_py._engine.job import Job
 from erllama_py._engine.prompt import refusal
+from erllama_py._engine.restore import Restore
 from erllama_py._engine.scheduler import Scheduler
-from erllama_py._engine.sharedkv import Restore, SharedKv
+from erllama_py._engine.sharedkv import SharedKv
 
 __all__ = ("main", "serve")
 

@@ -73,6 +73,19 @@ def test_damaged_memory_is_a_miss_and_never_an_answer(model: api.Model) -> None:
     assert third["cache_hit_kind"] != "cold"
 
 
+def test_damaged_logits_cost_one_decode_and_change_nothing(model: api.Model) -> None:
+    expected = model.complete(STORY, response_tokens=8)["generated"]
+    cache = core().cache
+    space = core().host(model).cache.namespace.space
+    damaged = [row.logits.extent for row in space.rows.values() if row.logits]
+    assert damaged
+    for extent in damaged:
+        cache.view(extent)[1000] ^= 1
+    again = model.complete(STORY, response_tokens=8)
+    assert again["generated"] == expected
+    assert again["cache_hit_kind"] == "exact"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
