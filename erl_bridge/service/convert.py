@@ -17,19 +17,27 @@ façade with escaped bytes goes back as those bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from erl_bridge.etf import Atom, Map, Pid
 from erllama_py import types
 from erllama_py.types import ModelPid
 
-__all__ = ("Converter",)
+__all__ = ("Converter", "NotAModel", "bytes_of", "chat_request")
 
 _STATS = Atom("stats")
 
 PYTHON_ONLY = frozenset({"exactness", "prefix_len"})
 """Keys of stats that the original's maps do not have."""
+
+
+class NotAModel(Exception):
+    """A pid that stands for no model."""
+
+    def __init__(self, pid: Pid) -> None:
+        self.pid = pid
+        super().__init__(pid)
 
 
 class Converter:
@@ -47,8 +55,30 @@ class Converter:
         self._model_of = model_of
         self._pid_of = pid_of
 
+    def arguments(self, kinds: Iterable[str], args: Iterable[Any]) -> list[Any]:
+        """Return the façade's form of a function's arguments.
+
+        :param kinds: the clause that takes them, see :mod:`erl_bridge.service.heads`.
+        :raises NotAModel: a pid stands for no model.
+        """
+        return [self._argument(kind, arg) for kind, arg in zip(kinds, args, strict=True)]
+
+    def _argument(self, kind: str, term: Any) -> Any:
+        match kind:
+            case "model" if isinstance(term, Pid):
+                model = self._model_of(term)
+                if model is None:
+                    raise NotAModel(term)
+                return model
+            case "any" | "map":
+                return self.to_python(term)
+            case _:
+                # Tokens too: an atom among them must not become a Python truth value,
+                # which would count as a number.
+                return term
+
     def to_python(self, term: Any) -> Any:
-        """Return the façade's form of an argument."""
+        """Return the façade's form of a term."""
         match term:
             case Atom(name="true"):
                 return True
@@ -104,6 +134,46 @@ class Converter:
         if "stats" in value:
             return {**self.to_term({**value, "stats": None}), _STATS: self.stats(value["stats"])}
         return self.to_term(value)
+
+
+def bytes_of(iodata: Any) -> bytes | None:
+    """Return the bytes of a binary, charlist or iolist; ``None`` for anything else."""
+    if isinstance(iodata, bytes):
+        return iodata
+    if not isinstance(iodata, list):
+        return None
+    out = bytearray()
+    for item in iodata:
+        if type(item) is int and 0 <= item <= 255:
+            out.append(item)
+            continue
+        part = bytes_of(item)
+        if part is None:
+            return None
+        out += part
+    return bytes(out)
+
+
+def chat_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a converted chat request with its iolists as binaries.
+
+    A role, a content or a system text may be any iodata; what is none stays as it is, to
+    be refused where its place in the request is known.
+    """
+    changed = dict(request)
+    if (system := bytes_of(request.get("system"))) is not None:
+        changed["system"] = system
+    messages = request.get("messages")
+    if isinstance(messages, list):
+        changed["messages"] = [_message(item) for item in messages]
+    return changed
+
+
+def _message(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    texts = {key: bytes_of(message[key]) for key in ("role", "content") if key in message}
+    return message | {key: text for key, text in texts.items() if text is not None}
 
 
 def _key(key: Any) -> Any:

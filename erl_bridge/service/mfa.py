@@ -1,7 +1,8 @@
 """What peers may call: the MFA table.
 
 A real node that accepts a cookie gives its peer everything; this one gives what is in
-the table, and every other module, function or arity is ``undef``.
+the table (:mod:`erl_bridge.service.heads`), and every other module, function or arity is
+``undef``.
 
 Functions that only read run in the event loop; those that ask the model process, or load
 one, run in worker threads; completions need no thread while they run.  A completion whose
@@ -12,27 +13,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio.to_thread
 
-from erl_bridge.etf import Atom, Pid, Reference
+from erl_bridge.etf import Atom, Reference
 from erl_bridge.runtime import CallContext, ErlangError, Undef
-from erl_bridge.service.convert import Converter
+from erl_bridge.service.convert import Converter, NotAModel, chat_request
+from erl_bridge.service.heads import FUNCTIONS, head_of
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
 from erllama_py import api
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 
-__all__ = ("FUNCTIONS", "Table")
+__all__ = ("Table",)
 
 WORKERS = 64
 """Calls that wait for a model process or a load at the same time; others queue."""
 
 _OK: Final = Atom("ok")
 _ERROR: Final = Atom("error")
+_ERLLAMA: Final = Atom("erllama")
+_NOPROC: Final = Atom("noproc")
+_GEN_STATEM: Final = Atom("gen_statem")
+_CALL: Final = Atom("call")
+_INFINITY: Final = Atom("infinity")
 
 Function = Callable[..., Any]
 
@@ -74,19 +80,6 @@ _PLAIN: Final[dict[tuple[str, int], Function]] = {
 }
 """Answered from a worker thread with what the function returns."""
 
-_OWN: Final = {
-    ("load_model", 1),
-    ("load_model", 2),
-    ("complete", 2),
-    ("complete", 3),
-    ("prefill_only", 2),
-    ("infer", 4),
-    ("cancel", 1),
-}
-
-FUNCTIONS: Final = frozenset({*_READS, *_CALLS, *_PLAIN, *_OWN})
-"""Every function of ``erllama`` that is served, as (name, arity): all 33 exports."""
-
 
 class Table:
     """Applies functions for peers; made for :class:`erl_bridge.runtime.Node`."""
@@ -106,73 +99,66 @@ class Table:
         :raises ErlangError: it exits or fails.
         """
         which = (function, len(args))
-        if module != "erllama" or which not in FUNCTIONS:
+        if module != _ERLLAMA.name or which not in FUNCTIONS:
             raise Undef(module, function, args)
-        failed = functools.partial(self._failure, function, args)
+        kinds = head_of(function, args)
+        if kinds is None:
+            raise _badly_called("function_clause", function, args)
+        try:
+            values = self._converter.arguments(kinds, args)
+        except NotAModel as error:
+            if function not in ("unload", "unload_model"):
+                raise ErlangError("exit", _gone(_NOPROC, error.pid, function, args)) from None
+            # A pid of ours that is no model's is that of one that has ended.
+            ours = error.pid.node.name == context.node.name
+            return _OK if ours else (_ERROR, Atom("not_found"))
         if which in _READS:
             try:
-                return self._converter.to_term(_READS[which](*map(self._converter.to_python, args)))
+                return self._converter.to_term(_READS[which](*values))
             except ErllamaError as error:
-                return failed(error)
-        return self._run(context, which, args, failed)
+                return self._failure(function, args, error)
+        return self._run(context, which, args, values)
 
     async def _run(
-        self,
-        context: CallContext,
-        which: tuple[str, int],
-        args: list[Any],
-        failed: Callable[[ErllamaError], Any],
+        self, context: CallContext, which: tuple[str, int], args: list[Any], values: list[Any]
     ) -> Any:
+        function = which[0]
         try:
             if which in _PLAIN:
-                return self._converter.to_term(await self._in_thread(_PLAIN[which], args))
-            if which in _CALLS:
-                return _OK, self._converter.to_term(await self._in_thread(_CALLS[which], args))
-            match which[0]:
-                case "load_model":
-                    return _OK, await self._load(args)
-                case "infer":
-                    return _OK, await self._infer(args)
-                case "cancel":
-                    return self._cancel(args)
-                case _:
-                    return _OK, await self._generate(context, which[0], args)
+                return self._converter.to_term(await self._in_thread(_PLAIN[which], *values))
+            if function == "cancel":
+                self._streams.cancel(args[0])
+                return _OK
+            return _OK, await self._value(context, which, values)
         except ErllamaError as error:
-            return failed(error)
+            return self._failure(function, args, error)
 
-    # -- the functions that need more than a call ------------------------------------------
+    async def _value(self, context: CallContext, which: tuple[str, int], values: list[Any]) -> Any:
+        """Return what ``{ok, _}`` is to hold."""
+        convert = self._converter.to_term
+        match which[0]:
+            case "load_model":
+                *model_id, config = values
+                config = await self._in_thread(self._roots.check, config)
+                return convert(await self._in_thread(api.load_model, *model_id, config))
+            case "infer":
+                ref: Reference = await self._in_thread(self._streams.start, *values)
+                return ref
+            case "complete" | "prefill_only":
+                return await self._generate(context, which[0], *values)
+            case "apply_chat_template":
+                values = [values[0], chat_request(values[1])]
+        return convert(await self._in_thread(_CALLS[which], *values))
 
-    async def _load(self, args: list[Any]) -> Any:
-        config = args[-1]
-        if isinstance(config, dict):
-            config = self._roots.check(self._converter.to_python(config))
-        return self._converter.to_term(await self._in_thread(api.load_model, [*args[:-1], config]))
-
-    async def _infer(self, args: list[Any]) -> Reference:
-        model, tokens, params, caller = args
-        if not isinstance(caller, Pid):
-            raise BadCall("function_clause", "infer/4 sends to a pid")
-        if not isinstance(tokens, list):
-            raise BadCall("function_clause", "infer/4 takes a list of tokens")
-        convert = self._converter.to_python
-        return await anyio.to_thread.run_sync(
-            self._streams.start,
-            convert(model),
-            tokens,
-            convert(params),
-            caller,
-            limiter=self._workers(),
-        )
-
-    def _cancel(self, args: list[Any]) -> Any:
-        if not isinstance(args[0], Reference):
-            raise BadCall("function_clause", "cancel/1 takes a reference")
-        self._streams.cancel(args[0])
-        return _OK
-
-    async def _generate(self, context: CallContext, function: str, args: list[Any]) -> Any:
+    async def _generate(
+        self,
+        context: CallContext,
+        function: str,
+        model: Any,
+        prompt: Any,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         """Run complete or prefill_only without keeping a thread."""
-        model, prompt, *options = map(self._converter.to_python, args)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[str, Any] | ErllamaError] = loop.create_future()
 
@@ -184,9 +170,7 @@ class Table:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and so is the caller
                 loop.call_soon_threadsafe(settle, outcome)
 
-        if options and not isinstance(options[0], dict):
-            raise BadCall("function_clause", "options must be a map")
-        ref = api.start(function, model, prompt, options[0] if options else None, over)
+        ref = api.start(function, model, prompt, options, over)
         context.on_abandoned(lambda: api.cancel(ref))
         try:
             outcome = await future
@@ -199,21 +183,32 @@ class Table:
 
     # -- helpers -----------------------------------------------------------------------------
 
-    async def _in_thread(self, function: Callable[..., Any], args: list[Any]) -> Any:
-        converted = [self._converter.to_python(arg) for arg in args]
-        return await anyio.to_thread.run_sync(function, *converted, limiter=self._workers())
-
-    def _workers(self) -> anyio.CapacityLimiter:
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._limiter is None:  # it belongs to the loop that is running now
             self._limiter = anyio.CapacityLimiter(WORKERS)
-        return self._limiter
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._limiter)
 
     def _failure(self, function: str, args: list[Any], error: ErllamaError) -> Any:
         """Return ``{error, Reason}``, or raise the exit or error it stands for."""
         reason = self._converter.to_term(error.reason)
         if isinstance(error, ModelGone):
+            match reason:
+                case (why, (Atom() as module, Atom() as call, [pid, *_])) if (
+                    module is _GEN_STATEM and call is _CALL
+                ):
+                    reason = _gone(why, pid, function, args)
             raise ErlangError("exit", reason) from error
         if isinstance(error, BadCall):
-            where: tuple[Any, ...] = (Atom("erllama"), Atom(function), args, [])
-            raise ErlangError("error", reason, [where]) from error
+            raise _badly_called(reason.name, function, args) from error
         return _ERROR, reason
+
+
+def _badly_called(reason: str, function: str, args: list[Any]) -> ErlangError:
+    return ErlangError("error", Atom(reason), [(_ERLLAMA, Atom(function), args, [])])
+
+
+def _gone(why: Any, pid: Any, function: str, args: list[Any]) -> Any:
+    """Return how a call to a dead process exits: ``{Why, {gen_statem, call, [...]}}``."""
+    name = Atom(function)
+    request = (name, *args[1:]) if len(args) > 1 else name
+    return why, (_GEN_STATEM, _CALL, [pid, request, _INFINITY])

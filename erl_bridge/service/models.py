@@ -59,12 +59,10 @@ class ModelProcesses:
         return self._add(model).pid
 
     def _watch(self, what: str, _model_id: str, model: ModelPid, reason: Any) -> None:
-        if what == "up":
-            self._add(model)
-            return
-        with self._lock:
-            process = self._by_model.get(model)
-        if process is not None:
+        # Made here if need be: whoever asks for its pid later must get that of a process
+        # that has ended, not of one that never will.
+        process = self._add(model)
+        if what == "down":
             process.exit(self._reason_term(reason))
 
     def _add(self, model: ModelPid) -> Process:

@@ -10,7 +10,7 @@ Peers reach it three ways, all through the one table of functions:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +22,6 @@ from erl_bridge.service.mfa import Table
 from erl_bridge.service.models import ModelProcesses
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
-from erllama_py.types import ModelPid
 
 __all__ = ("ErllamaNode",)
 
@@ -35,7 +34,7 @@ class ErllamaNode:
 
     :param name: ``x`` or ``x@host``; short names where the host has no dot.
     :param roots: folders below which remote callers may load models; by default the
-        working directory.
+        working directory, and the model files in the usual caches.
     :param options: further arguments of :class:`erl_bridge.runtime.Node`: ``cookie``,
         ``hidden``, ``listen_host``, ``port``, ``epmd_port``.
     :raises ValueError: the name cannot be a node's, or the cookie cannot be used.
@@ -46,7 +45,7 @@ class ErllamaNode:
         self._thread = NodeThread(self.node)
         converter = Converter(self._model_of, self._pid_of)
         self._streams = Streams(self.node, converter)
-        self._table = Table(converter, self._streams, Roots(list(roots) or [Path.cwd()]))
+        self._table = Table(converter, self._streams, Roots(roots))
         self._converter = converter
         self._models: ModelProcesses | None = None
 
@@ -70,10 +69,10 @@ class ErllamaNode:
         self._thread.start()
         self._models = ModelProcesses(
             self.node,
-            lambda model: _Functions(self._table, model),
+            lambda model: _Functions(self._table, lambda: [self._pid_of(model)]),
             self._converter.to_term,
         )
-        self.node.register_name(NAME, _Functions(self._table))
+        self.node.register_name(NAME, _Functions(self._table, list))
 
     def stop(self) -> None:
         """Cancel the peers' streams and leave; models live on."""
@@ -108,9 +107,13 @@ class ErllamaNode:
 
 
 class _Functions(GenHandler):
-    """Serves ``{Function, Args...}``; a model's own process puts that model first."""
+    """Serves ``{Function, Args...}``.
 
-    def __init__(self, table: Table, *first: ModelPid) -> None:
+    :param first: returns the arguments that go before the request's: a model's own
+        process puts its pid there.
+    """
+
+    def __init__(self, table: Table, first: Callable[[], list[Any]]) -> None:
         self._table = table
         self._first = first
 
@@ -125,4 +128,4 @@ class _Functions(GenHandler):
 
     def _serve(self, caller: Caller, function: Atom, args: list[Any]) -> Awaitable[Any] | Any:
         context = CallContext(caller.node, caller.peer, caller.pid, caller.pid)
-        return self._table.apply(context, NAME, function.name, [*self._first, *args])
+        return self._table.apply(context, NAME, function.name, [*self._first(), *args])

@@ -1,7 +1,8 @@
 """Which files remote callers may name.
 
 The local user may open anything they can read.  Who comes over distribution may name
-known models, and files below the node's roots.
+known models, and files below the node's roots: the folders it was given, or else the
+working directory, and the model files that are in the usual caches.
 """
 
 from __future__ import annotations
@@ -10,35 +11,60 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from erl_bridge.service.convert import bytes_of
 from erllama_py import api
 from erllama_py.errors import ErllamaError
 
 __all__ = ("Roots",)
 
+_ABSENT = ("undefined", "nil")
+
 
 class Roots:
-    """The folders below which remote callers may load models."""
+    """The folders below which remote callers may load models.
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    :param folders: none means the default ones.
+    """
+
+    def __init__(self, folders: Iterable[Path] = ()) -> None:
         self._folders = [folder.resolve() for folder in folders]
+        self._caches = not self._folders
+        self._folders = self._folders or [Path.cwd()]
 
-    def check(self, config: dict[str, Any]) -> dict[str, Any]:
+    def check(self, config: dict[Any, Any]) -> dict[str, Any]:
         """Return a load config whose model file, if it names one, may be opened.
 
-        Symbolic links are followed first: a link below a root does not lead out of it.
+        Its keys are texts then: a config is read with binaries as keys, too, and what is
+        read must be what was checked.  Symbolic links are followed first: a link below a
+        root does not lead out of it.
 
         :raises ErllamaError: ``eacces`` for a file elsewhere; what ``api.resolve_model``
             raises for what is no path.
         """
-        if "model_path" not in config or config["model_path"] is None:
-            return config
-        known, path = api.resolve_model(config["model_path"])
+        checked = {_text(key): value for key, value in config.items()}
+        given = checked.get("model_path")
+        if given is None or (isinstance(given, str) and given in _ABSENT):
+            return checked
+        if isinstance(given, list):
+            given = bytes_of(given) or given
+        known, path = api.resolve_model(given)
         resolved = Path(path).resolve()
-        if not known and not any(resolved.is_relative_to(folder) for folder in self._folders):
+        if not known and not self._allowed(resolved):
             places = ", ".join(map(str, self._folders))
             raise ErllamaError(
                 "eacces",
                 f"{path!r} is outside the folders this node serves: {places}",
                 "start the node with --root FOLDER",
             )
-        return {**config, "model_path": str(resolved)}
+        return {**checked, "model_path": str(resolved)}
+
+    def _allowed(self, file: Path) -> bool:
+        if any(file.is_relative_to(folder) for folder in self._folders):
+            return True
+        return self._caches and any(
+            file == Path(found["path"]).resolve() for found in api.find_models()
+        )
+
+
+def _text(key: Any) -> Any:
+    return key.decode(errors="surrogateescape") if isinstance(key, bytes) else key

@@ -1,0 +1,313 @@
+"""The MFA table against a stub model, without a peer: heads, failures, and random terms."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from erl_bridge import CallContext, ErlangError, Undef
+from erl_bridge.etf import Atom, Pid, Reference, encode
+from erl_bridge.service import ErllamaNode
+from erl_bridge.service.heads import FUNCTIONS, HEADS, head_of
+from erllama_py import api
+from erllama_py.testing import stub_model
+from tests.property.strategies.erl_terms import atoms, terms
+
+CALLER = Pid(Atom("peer@nowhere.invalid"), 9, 0, 1)
+REF = Reference(Atom("peer@nowhere.invalid"), 1, (1, 2, 3))
+MODEL = b"table"
+
+EXPORTS = """
+    apply_chat_template/2 cancel/1 complete/2 complete/3 counters/0 detokenize/2
+    draft_tokens/3 embed/2 evict/1 infer/4 last_cache_hit/1 list_adapters/1
+    list_cached_prefixes/2 list_models/0 load_adapter/2 load_model/1 load_model/2
+    model_info/1 models/0 pending_len/1 phase/1 prefill_only/2 queue_depth/0 queue_depth/1
+    set_adapter_scale/3 shutdown/1 status/1 tokenize/2 unload/1 unload_adapter/2
+    unload_model/1 verify/4 vram_info/0
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ErllamaNode]:
+    """A node with an epmd of its own, and a stub model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = ErllamaNode(
+        "table", cookie="c", epmd_port=port, roots=[tmp_path_factory.mktemp("root")]
+    )
+    with served, stub_model(MODEL.decode(), context_opts={"n_ctx": 512}):
+        yield served
+
+
+def call(node: ErllamaNode, function: str, *args: Any, module: str = "erllama") -> Any:
+    """Apply a function as a peer would."""
+    context = CallContext(node.node, "peer@nowhere.invalid", CALLER, CALLER)
+
+    async def run() -> Any:
+        value = node._apply(context, module, function, list(args))
+        return await value if inspect.isawaitable(value) else value
+
+    return asyncio.run(run())
+
+
+def test_all_33_exports_are_there() -> None:
+    assert sorted(f"{name}/{arity}" for name, arity in FUNCTIONS) == EXPORTS.split()
+    assert len(FUNCTIONS) == 33
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "args"),
+    [
+        ("erllama", "complete", []),
+        ("erllama", "module_info", []),
+        ("erllama", "start", []),
+        ("erllama_cache", "gc", []),
+        ("os", "cmd", [b"true"]),
+        ("Elixir.System", "halt", [0]),
+    ],
+)
+def test_everything_else_is_undef(
+    node: ErllamaNode, module: str, function: str, args: list[Any]
+) -> None:
+    with pytest.raises(Undef) as caught:
+        call(node, function, *args, module=module)
+    assert caught.value.stack == [(Atom(module), Atom(function), args, [])]
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        ("load_model", [[]]),
+        ("load_model", [Atom("id"), {}]),
+        ("load_model", [MODEL, [(Atom("model_path"), b"x")]]),
+        ("complete", [Atom("table"), b"x"]),
+        ("complete", [5, b"x"]),
+        ("complete", [MODEL, list(b"charlist")]),
+        ("complete", [MODEL, Atom("x")]),
+        ("complete", [MODEL, b"x", []]),
+        ("prefill_only", [MODEL, (1, 2)]),
+        ("prefill_only", [MODEL, {}]),
+        ("infer", [MODEL, b"text", {}, CALLER]),
+        ("infer", [MODEL, [1], [], CALLER]),
+        ("infer", [MODEL, [1], {}, Atom("shell")]),
+        ("cancel", [b"ref"]),
+        ("tokenize", [MODEL, list(b"x")]),
+        ("detokenize", [MODEL, b"x"]),
+        ("apply_chat_template", [MODEL, []]),
+        ("phase", [CALLER]),
+        ("phase", [Atom("table")]),
+        ("queue_depth", [CALLER]),
+        ("pending_len", [CALLER]),
+        ("last_cache_hit", [CALLER]),
+        ("list_cached_prefixes", [CALLER, [1]]),
+        ("verify", [CALLER, [1], [2], 1]),
+        ("verify", [MODEL, [1], [2], 0]),
+        ("draft_tokens", [CALLER, [1], {}]),
+        ("set_adapter_scale", [MODEL, REF, b"1.0"]),
+    ],
+)
+def test_wrong_kinds_of_arguments_have_no_clause(
+    node: ErllamaNode, function: str, args: list[Any]
+) -> None:
+    with pytest.raises(ErlangError) as caught:
+        call(node, function, *args)
+    assert (caught.value.class_, caught.value.reason) == ("error", Atom("function_clause"))
+    assert caught.value.stack == [(Atom("erllama"), Atom(function), args, [])]
+
+
+def test_the_pid_of_a_model_is_not_taken_for_an_id(node: ErllamaNode) -> None:
+    (pid,) = call(node, "models")
+    assert call(node, "status", pid) is Atom("idle")
+    with pytest.raises(ErlangError) as caught:
+        call(node, "phase", pid)
+    assert caught.value.stack == [(Atom("erllama"), Atom("phase"), [pid], [])]
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        ("complete", [b"prompt", {Atom("response_tokens"): 1}]),
+        ("status", []),
+        ("tokenize", [b"x"]),
+        ("infer", [[1], {}, CALLER]),
+    ],
+)
+def test_a_dead_pid_exits_as_a_gen_statem_call_does(
+    node: ErllamaNode, function: str, args: list[Any]
+) -> None:
+    with stub_model("dying"):
+        pid = call(node, "model_info", b"dying")[Atom("pid")]
+    for dead in (pid, Pid(Atom(node.name), 3, 0, 1), CALLER):
+        request = (Atom(function), *args) if args else Atom(function)
+        with pytest.raises(ErlangError) as caught:
+            call(node, function, dead, *args)
+        assert caught.value.class_ == "exit"
+        assert caught.value.reason == (
+            Atom("noproc"),
+            (Atom("gen_statem"), Atom("call"), [dead, request, Atom("infinity")]),
+        )
+
+
+def test_unloading_the_dead_is_ok_and_the_unknown_not_found(node: ErllamaNode) -> None:
+    with stub_model("dying"):
+        pid = call(node, "model_info", b"dying")[Atom("pid")]
+    for function in ("unload", "unload_model"):
+        assert call(node, function, pid) is Atom("ok")
+        assert call(node, function, Pid(Atom(node.name), 3, 0, 1)) is Atom("ok")
+        assert call(node, function, CALLER) == (Atom("error"), Atom("not_found"))
+        assert call(node, function, b"nobody") == (Atom("error"), Atom("not_found"))
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "reason"),
+    [
+        ("complete", [b""], Atom("empty_prompt")),
+        (
+            "complete",
+            [b"a", {Atom("stop_sequences"): 5}],
+            (Atom("invalid"), Atom("stop_sequences"), 5),
+        ),
+        ("complete", [b"a", {Atom("seed"): b"x"}], Atom("badarg")),
+        ("complete", [b"a", {Atom("grammar"): Atom("root")}], Atom("badarg")),
+        (
+            "complete",
+            [b"a", {Atom("parent_key"): b"x"}],
+            (Atom("invalid"), Atom("parent_key"), b"x"),
+        ),
+        ("complete", [b"a " * 600], Atom("context_overflow")),
+        ("complete", [b"x" * (4 * 1024 * 1024 + 1)], Atom("too_large")),
+        ("prefill_only", [[]], Atom("empty_prompt")),
+        ("prefill_only", [[1, Atom("true")]], Atom("invalid_token")),
+        ("prefill_only", [[-1]], Atom("invalid_token")),
+        ("prefill_only", [[1.0]], Atom("invalid_token")),
+        ("prefill_only", [[1 << 40]], Atom("invalid_token")),
+        ("detokenize", [[Atom("true")]], Atom("invalid_token")),
+        ("infer", [[], {}, CALLER], Atom("empty_prompt")),
+        ("infer", [[1] * 600, {}, CALLER], Atom("context_overflow")),
+        ("apply_chat_template", [{Atom("messages"): 5}], Atom("badarg")),
+        ("embed", [[1]], Atom("not_supported")),
+    ],
+)
+def test_refusals_are_error_tuples_of_terms(
+    node: ErllamaNode, function: str, args: list[Any], reason: Any
+) -> None:
+    assert call(node, function, MODEL, *args) == (Atom("error"), reason)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({Atom("policy"): []}, (Atom("invalid"), Atom("policy"), [])),
+        ({Atom("context_opts"): 5}, (Atom("invalid"), Atom("context_opts"), 5)),
+        ({Atom("fingerprint"): b"x"}, (Atom("invalid"), Atom("fingerprint"), b"x")),
+        ({Atom("quant_type"): b"q" * 256}, (Atom("invalid"), Atom("quant_type"), b"q" * 256)),
+        ({Atom("backend"): Atom("nobody")}, Atom("undef")),
+        ({Atom("model_path"): b"/etc/passwd"}, Atom("eacces")),
+        ({b"model_path": b"/etc/passwd"}, Atom("eacces")),
+        ({Atom("model_path"): b""}, Atom("badarg")),
+        (
+            {Atom("backend"): Atom("erllama_model_llama")},
+            (Atom("badkey"), Atom("model_path")),
+        ),
+    ],
+)
+def test_a_config_is_refused_before_anything_is_loaded(
+    node: ErllamaNode, config: Any, reason: Any
+) -> None:
+    assert call(node, "load_model", b"refused", config) == (Atom("error"), reason)
+    assert call(node, "unload", b"refused") == (Atom("error"), Atom("not_found"))
+
+
+def test_a_key_that_is_no_text_is_ignored(node: ErllamaNode) -> None:
+    options = {b"\xff": 1, 5: 6, (): 7, Atom("response_tokens"): 1}
+    (ok, result) = call(node, "complete", MODEL, b"a", options)
+    assert ok is Atom("ok")
+    assert len(result[Atom("generated")]) == 1
+
+
+def test_an_atom_among_stop_strings_is_dropped(node: ErllamaNode) -> None:
+    """As everything that is no binary: its name is no text."""
+    (_, result) = call(
+        node,
+        "complete",
+        MODEL,
+        b"a",
+        {Atom("stop_sequences"): [Atom("1"), 7], Atom("response_tokens"): 2},
+    )
+    assert result[Atom("finish_reason")] is Atom("length")
+
+
+options = st.dictionaries(
+    st.sampled_from(
+        [
+            *("response_tokens", "parent_key", "stop_sequences", "temperature", "top_k", "seed"),
+            *("grammar", "exactness", "min_p", "thinking", "messages", "system", "tools"),
+            *("policy", "context_opts", "model_opts", "stub_opts", "quant_type", "quant_bits"),
+            *("fingerprint", "tier", "backend", "context_size", "model_path", "cache"),
+        ]
+    ).map(Atom),
+    terms,
+    max_size=4,
+)
+by_kind: dict[str, st.SearchStrategy[Any]] = {
+    "any": terms,
+    "id": st.just(MODEL) | st.binary(max_size=5),
+    "model": st.just(MODEL) | st.binary(max_size=5) | st.just(CALLER),
+    "text": st.binary(max_size=40),
+    "tokens": st.lists(st.integers(0, 300), max_size=5) | st.lists(terms, max_size=3),
+    "none": st.just([]),
+    "map": options | terms.filter(lambda t: isinstance(t, dict)),
+    "pid": st.just(CALLER),
+    "ref": st.just(REF),
+    "number": st.floats(allow_nan=False, allow_infinity=False),
+    "positive": st.integers(1, 9),
+}
+"""What each kind of argument may be; options mostly of the right names and wrong values."""
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_any_call_is_answered_with_a_term_or_one_of_erlangs_failures(
+    node: ErllamaNode, data: st.DataObject
+) -> None:
+    """No argument reaches a defect of ours, and the model survives them all."""
+    function = data.draw(st.sampled_from(sorted(set(HEADS) - {"unload", "unload_model"})))
+    clause = data.draw(st.sampled_from(HEADS[function]))
+    args = [data.draw(by_kind[kind] if data.draw(st.integers(0, 9)) else terms) for kind in clause]
+    taken = head_of(function, args) is not None
+    before = {info["id"] for info in api.list_models()}
+    try:
+        value = call(node, function, *args)
+    except ErlangError as error:
+        failure = error
+        value = (error.reason, error.stack)
+    else:
+        failure = None
+    encode(value)
+    if failure is None:
+        assert taken
+    elif failure.class_ == "exit":
+        assert taken
+        assert failure.reason[0] is Atom("noproc")
+    else:
+        assert not taken
+        assert failure.reason is Atom("function_clause")
+    for info in api.list_models():
+        if info["id"] not in before:
+            api.unload(info["id"])
+    assert api.tokenize(MODEL.decode(), "still here")
+
+
+@given(function=atoms.map(lambda atom: atom.name), args=st.lists(terms, max_size=4))
+def test_any_other_name_is_undef(node: ErllamaNode, function: str, args: list[Any]) -> None:
+    if (function, len(args)) not in FUNCTIONS:
+        with pytest.raises(Undef):
+            call(node, function, *args)
