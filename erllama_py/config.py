@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -50,6 +50,8 @@ EVERYDAY_POLICY: Final = {
 }
 """Small numbers: a person's prompts are short, and a saved block costs a fraction of a
 millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
+
+_MAX_ATOM_CHARS: Final = 255
 
 _BACKENDS: Final = {
     "erllama_model_llama": "llama",
@@ -127,7 +129,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
                 "give the path of a GGUF file, or a known name such as 'smollm2'",
             )
         model_path = resolve_model(options["model_path"])
-    policy = Policy.from_map(_options(options.get("policy", {}), "policy"))
+    policy = Policy.from_map(_nested(options, "policy"))
     tier = _choice(options, "tier", ("ram", "ram_file", "disk"), "ram")
     if tier != "ram":
         raise ErllamaError(
@@ -139,9 +141,9 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         backend_config=BackendConfig(
             backend=backend,
             model_path=model_path,
-            model=_model_options(_options(options.get("model_opts", {}), "model_opts")),
-            context=_context_options(_options(options.get("context_opts", {}), "context_opts")),
-            stub=_stub_options(_options(options.get("stub_opts", {}), "stub_opts")),
+            model=_model_options(_nested(options, "model_opts")),
+            context=_context_options(_nested(options, "context_opts")),
+            stub=_stub_options(_nested(options, "stub_opts")),
         ),
         policy=policy,
         fingerprint=_digest(options, "fingerprint"),
@@ -182,7 +184,7 @@ def parse_request(
         GenerateOptions(
             sampler=_sampler(given),
             response_tokens=None if tokens is None else max(0, tokens),
-            stop_sequences=tuple(_bytes(s) for s in stops if isinstance(s, (str, bytes)) and s),
+            stop_sequences=tuple(_bytes(s) for s in stops if _is_text(s) and s),
             bit=exact == "bit",
         ),
         _digest(given, "parent_key"),
@@ -273,7 +275,7 @@ def _sampler(options: Mapping[str, Any]) -> SamplerOptions:
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise _badarg("seed", seed, "a whole number from 0 to 2^64 - 1")
     grammar = options.get("grammar")
-    if grammar is not None and not (isinstance(grammar, (str, bytes)) and grammar):
+    if grammar is not None and not (_is_text(grammar) and grammar):
         raise _badarg("grammar", grammar, "the text of a GBNF grammar")
     top_k = options.get("top_k")
     return SamplerOptions(
@@ -295,14 +297,26 @@ def _options(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise BadCall("function_clause", f"{what} must be a map, not {type(value).__name__}")
     return {
-        key.decode() if isinstance(key, bytes) else key: item
+        key.decode(errors="surrogateescape") if isinstance(key, bytes) else key: item
         for key, item in value.items()
         if not (item is None or (isinstance(item, str) and item in ("undefined", "nil")))
     }
 
 
+def _nested(options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = options.get(key, {})
+    if not isinstance(value, Mapping):
+        raise invalid(key, value, "a map")
+    return _options(value, key)
+
+
 def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
+
+
+def _is_text(value: Any) -> TypeGuard[str | bytes]:
+    """Whether it is a binary in Erlang: an atom's name is no text."""
+    return isinstance(value, (str, bytes)) and not isinstance(value, Atom)
 
 
 def _is_number(value: Any) -> bool:
@@ -352,12 +366,12 @@ def _enum(options: Mapping[str, Any], key: str, choices: tuple[str, ...], defaul
 
 
 def _text(options: Mapping[str, Any], key: str, default: str) -> str:
+    """Return the name of an atom, which Erlang limits to 255 characters."""
     value = options.get(key, default)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if not isinstance(value, str):
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or len(text) > _MAX_ATOM_CHARS:
         raise invalid(key, value, "a name")
-    return value
+    return text
 
 
 def _digest(options: Mapping[str, Any], key: str) -> bytes | None:

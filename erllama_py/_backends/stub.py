@@ -267,7 +267,10 @@ def render_chat(request: Mapping[str, Any]) -> bytes:
             for tool in tools
             if isinstance(tool, Mapping) and "name" in tool
         ]
-    for message in request.get("messages") or ():
+    messages = request.get("messages") or ()
+    if not isinstance(messages, Sequence) or _is_text(messages):
+        raise BackendError("badarg", "messages must be a list")
+    for message in messages:
         if isinstance(message, Mapping) and "role" in message and "content" in message:
             lines.append(_bytes_of(message["role"]) + b": " + _content(message["content"]))
     return b"".join(line + b"\n" for line in lines)

@@ -46,9 +46,9 @@ def render_chat(template: str | None, request: Mapping[str, Any], *, bos: str, e
     :param request: ``messages`` (a list of ``role``/``content`` maps), and optionally
         ``system`` (text) and ``tools`` (maps with ``name`` and ``description``); system
         text and tools become a first message with role ``system``.
-    :raises BadCall: ``badarg``: messages missing, or not maps with a role.
-    :raises ErllamaError: ``invalid_content``, ``no_template``, ``template_failed``,
-        ``too_large``.
+    :raises BadCall: the request is not a map.
+    :raises ErllamaError: ``badarg`` for messages that are missing, or not maps with a
+        role; ``invalid_content``, ``no_template``, ``template_failed``, ``too_large``.
     """
     messages = _messages(request)
     if not template:
@@ -74,7 +74,7 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
         raise BadCall("function_clause", "a chat request must be a map")
     given = request.get("messages")
     if not isinstance(given, (list, tuple)):
-        raise BadCall("badarg", "a chat request needs messages, a list of role/content maps")
+        raise ErllamaError("badarg", "a chat request needs messages, a list of role/content maps")
     messages = [_message(number, item) for number, item in enumerate(given)]
     system = _system_text(request)
     return messages if system is None else [{"role": "system", "content": system}, *messages]
@@ -82,10 +82,10 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _message(number: int, item: Any) -> dict[str, str]:
     if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
-        raise BadCall("badarg", f"message {number} needs a role and a content")
+        raise ErllamaError("badarg", f"message {number} needs a role and a content")
     role, content = item["role"], item["content"]
     if not isinstance(role, (str, bytes)):
-        raise BadCall("badarg", f"the role of message {number} must be a text, not {role!r}")
+        raise ErllamaError("badarg", f"the role of message {number} must be a text, not {role!r}")
     if not isinstance(content, (str, bytes)):
         raise ErllamaError(
             "invalid_content", f"the content of message {number} is not a text: {content!r}"
