@@ -2,13 +2,13 @@
 
 The original raises in three ways, and code written for it matches on which:
 
-=================  ======================================  ====================
-Erlang             when                                    here
-=================  ======================================  ====================
-``{error, R}``     the call was understood and refused     :class:`ErllamaError`
-``exit(R)``        the model is unknown, or died meanwhile :class:`ModelGone`
-``error(R)``       the arguments are not of the right kind :class:`BadCall`
-=================  ======================================  ====================
+==============  ========================================  =====================
+Erlang          when                                      here
+==============  ========================================  =====================
+``{error, R}``  the call was understood and refused       :class:`ErllamaError`
+``exit(R)``     the model is unknown, or died meanwhile   :class:`ModelGone`
+``error(R)``    the arguments are not of the right kind   :class:`BadCall`
+==============  ========================================  =====================
 
 ``reason`` is the Erlang reason as a Python term: an :class:`~erllama_py.types.Atom`
 for an atom, ``str`` or ``bytes`` for a binary, tuples for tuples.  The message is

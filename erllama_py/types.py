@@ -51,16 +51,16 @@ def next_serial() -> int:
 class Event(msgspec.Struct, frozen=True):
     """One message of a stream, with the fields of the Erlang message it stands for.
 
-    ===================  ==========================================  ================
-    ``kind``             Erlang                                      fields
-    ===================  ==========================================  ================
-    ``token``            ``{erllama_token, Ref, Bin}``               ``text``
-    ``thinking_delta``   ``{erllama_token, Ref, {thinking_delta, B}}`` ``text``
-    ``token_id``         ``{erllama_token_id, Ref, Id}``             ``token_id``
-    ``thinking_end``     ``{erllama_thinking_end, Ref, Sig}``        ``signature``
-    ``done``             ``{erllama_done, Ref, Stats}``              ``stats``
-    ``error``            ``{erllama_error, Ref, Reason}``            ``reason``
-    ===================  ==========================================  ================
+    ==================  ===============================================  =============
+    ``kind``            Erlang                                           field
+    ==================  ===============================================  =============
+    ``token``           ``{erllama_token, Ref, Bin}``                    ``text``
+    ``thinking_delta``  ``{erllama_token, Ref, {thinking_delta, Bin}}``  ``text``
+    ``token_id``        ``{erllama_token_id, Ref, Id}``                  ``token_id``
+    ``thinking_end``    ``{erllama_thinking_end, Ref, Sig}``             ``signature``
+    ``done``            ``{erllama_done, Ref, Stats}``                   ``stats``
+    ``error``           ``{erllama_error, Ref, Reason}``                 ``reason``
+    ==================  ===============================================  =============
 
     ``data`` holds the exact bytes of a fragment.  A fragment may end inside a UTF-8
     character, so ``text`` is ``str`` where the bytes are valid and ``bytes`` where not;
