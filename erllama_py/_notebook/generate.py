@@ -39,18 +39,20 @@ _SAMPLER: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty
 
 
 def prompt_text(
-    arguments: argparse.Namespace, cell: str, names: Mapping[str, Any]
+    arguments: argparse.Namespace, cell: str, names: Mapping[str, Any], *, typed: bool
 ) -> tuple[str, str | None]:
     """Return what is sent, and the system message.
 
     The newline that ends every cell is not part of it; all else is kept to the byte.
 
+    :param typed: at a terminal, where empty lines at the end are how a cell is sent off.
     :raises BadUsage: there is nothing to send, or a variable is missing.
     """
     missing = [name for name in arguments.input if name not in names]
     if missing:
         raise BadUsage(f"not defined: {', '.join(missing)}", "the line asks for it with -i")
-    body, system = cell.removesuffix("\n"), arguments.system
+    body = cell.rstrip("\n") if typed else cell.removesuffix("\n")
+    system = arguments.system
     if arguments.fill:
         body = fill(body, names)
         system = None if system is None else fill(system, names)

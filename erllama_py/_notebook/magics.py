@@ -25,7 +25,7 @@ from erllama_py._notebook.args import (
 from erllama_py._notebook.completer import make_matcher
 from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens
 from erllama_py._notebook.models import Models
-from erllama_py._notebook.render import MODES, note, surface
+from erllama_py._notebook.render import MODES, in_kernel, note, surface
 from erllama_py._notebook.text import escape
 from erllama_py.errors import ErllamaError
 
@@ -80,7 +80,9 @@ class ErllamaMagics(Magics):
         arguments = parse(PROMPT, split(line))
         with self._short_errors(whole=arguments.traceback):
             _check_name(arguments.output)
-            text, system = prompt_text(arguments, cell, self._shell.user_ns)
+            text, system = prompt_text(
+                arguments, cell, self._shell.user_ns, typed=not in_kernel(self._shell)
+            )
             where = surface(self._shell, self.render)
             model = self.models.find(arguments.model)
             tokens = prompt_tokens(model, arguments, text, system)
@@ -127,7 +129,7 @@ class ErllamaMagics(Magics):
         if arguments.stop:
             self.close()
             note("The live view has ended.")
-        elif arguments.live and getattr(self._shell, "kernel", None) is not None:
+        elif arguments.live and in_kernel(self._shell):
             self._show_view()
         else:
             note(*report.cache_report())

@@ -31,7 +31,7 @@ from erllama_py._notebook.text import clean
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ("MODES", "Surface", "note", "surface")
+__all__ = ("MODES", "Surface", "in_kernel", "note", "surface")
 
 MODES: Final = ("auto", "live", "final")
 VARIABLE: Final = "ERLLAMA_RENDER"
@@ -68,14 +68,18 @@ def surface(shell: InteractiveShell, mode: str) -> Surface:
         mode = os.environ.get(VARIABLE, "").strip() or mode
         if mode not in MODES:
             raise BadUsage(f"{VARIABLE} cannot be {mode!r}", f"give one of {', '.join(MODES)}")
-    in_kernel = getattr(shell, "kernel", None) is not None
     # %%capture keeps every update it sees as an output of its own.
     captured = type(shell.display_pub).__name__ == "CapturingDisplayPublisher"
     if mode == "final" or captured:
         return _Final()
-    if in_kernel or mode == "live":
+    if in_kernel(shell) or mode == "live":
         return _Live()
     return _Terminal() if sys.stdout is sys.__stdout__ else _Final()
+
+
+def in_kernel(shell: InteractiveShell) -> bool:
+    """Whether a front end shows what this shell displays: a notebook, not a terminal."""
+    return getattr(shell, "kernel", None) is not None
 
 
 def note(text: str, markdown: str = "") -> None:

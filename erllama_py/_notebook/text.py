@@ -96,7 +96,7 @@ def size(nbytes: float) -> str:
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Draw a table for a terminal; numbers stand to the right."""
-    texts = [[clean(str(cell)) for cell in row] for row in rows]
+    texts = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
     align: list[Callable[[str, int], str]] = [
         str.rjust if _is_right(column) else str.ljust for column in _columns(heads, rows)
@@ -113,8 +113,12 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Write a table in Markdown; cells are text, whatever marks they hold."""
     rule = ["---:" if _is_right(column) else "---" for column in _columns(heads, rows)]
-    texts = [[escape(str(cell)) for cell in row] for row in rows]
+    texts = [[escape(_cell(cell)) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [list(heads), rule, *texts])
+
+
+def _cell(value: Any) -> str:
+    return clean(str(value)).replace("\n", " ").replace("\t", " ")
 
 
 def _columns(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

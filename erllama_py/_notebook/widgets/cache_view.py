@@ -33,6 +33,9 @@ PERIOD_S: Final = 0.3
 """Between looks at the cache: it costs well under a millisecond, and more often than
 three times a second nobody reads a number."""
 
+_LAST_PAGE: Final = 1 << 30
+"""Front ends send any number; beyond this one an offset is no machine word."""
+
 _JITTER_S: Final = 1.5
 _STATIC: Final = Path(__file__).parent / "static"
 _VIEW_TYPE: Final = "application/vnd.jupyter.widget-view+json"
@@ -119,10 +122,11 @@ def view_state(page: int) -> dict[str, Any]:
     """
     api = erllama_py.api
     counters = api.counters()
+    page = min(max(page, 0), _LAST_PAGE)
     snapshot = api.cache_snapshot(PAGE_ROWS, page * PAGE_ROWS)
     pages = max(1, -(-snapshot["row_count"] // PAGE_ROWS))
-    if not 0 <= page < pages:
-        return view_state(min(max(page, 0), pages - 1))
+    if page >= pages:
+        return view_state(pages - 1)
     infos = api.list_models()
     names = {info["fingerprint"].hex(): info["id"] for info in infos}
     rows = cache_rows(snapshot["rows"], names)

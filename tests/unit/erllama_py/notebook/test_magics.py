@@ -1,0 +1,425 @@
+"""The magics on the stub model, in a shell without a front end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+
+from erllama_py import api, testing
+from erllama_py.errors import ErllamaError
+from erllama_py.types import Event, Ref
+
+
+class Spy:
+    """Stands before the façade and notes the prompts that reach it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.raw: list[str] = []
+        self.chats: list[dict[str, Any]] = []
+        self.options: list[dict[str, Any]] = []
+        tokenize, chat, infer = api.tokenize, api.apply_chat_template, api.infer
+
+        def spy_tokenize(model: Any, text: Any) -> Any:
+            self.raw.append(text)
+            return tokenize(model, text)
+
+        def spy_chat(model: Any, request: Any) -> Any:
+            self.chats.append(request)
+            return chat(model, request)
+
+        def spy_infer(model: Any, tokens: Any, params: Any) -> Any:
+            self.options.append(params)
+            return infer(model, tokens, params)
+
+        monkeypatch.setattr(api, "tokenize", spy_tokenize)
+        monkeypatch.setattr(api, "apply_chat_template", spy_chat)
+        monkeypatch.setattr(api, "infer", spy_infer)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    """What reaches the façade, which then works as ever."""
+    return Spy(monkeypatch)
+
+
+# -- the cell magic -------------------------------------------------------------------------
+
+
+def test_a_cell_is_one_chat_message(shell: Any, stub: Any, spy: Spy) -> None:
+    reply, summary = shell.run("%%erllama --max 3\nhello there")
+    assert spy.chats == [{"messages": [{"role": "user", "content": "hello there"}]}]
+    assert reply == shell.ip.user_ns["_erllama"].text != ""
+    assert "cold" in summary
+    assert "stopped at the limit of 3 tokens (--max N for more)" in summary
+
+
+def test_the_reply_is_displayed_once_with_its_metadata(shell: Any, stub: Any) -> None:
+    shell.run("%%erllama --max 3\nhello there")
+    first = shell.shown[0]
+    assert set(first["data"]) == {"text/plain", "text/markdown"}
+    metadata = first["metadata"]["erllama"]
+    assert metadata["model"] == "stub"
+    assert metadata["fingerprint"] == "00" * 32
+    assert (metadata["finish_reason"], metadata["completion_tokens"]) == ("length", 3)
+    assert (metadata["cache_hit_kind"], metadata["prefix_len"]) == ("cold", 0)
+    assert len(shell.shown) == 2  # the reply and the line under it
+
+
+def test_a_long_prompt_is_warm_the_second_time(shell: Any, stub: Any) -> None:
+    cell = "%%erllama --max 3 -o answer\n" + " ".join(f"a{n}" for n in range(200))
+    shell.run(cell)
+    first = shell.ip.user_ns["answer"]
+    *_, summary = shell.run(cell)
+    second = shell.ip.user_ns["answer"]
+    assert (first.hit, second.hit) == ("cold", "exact")
+    assert second.prefix_len == second.prompt_tokens == first.prompt_tokens
+    assert f"warm (exact): all {second.prompt_tokens} prompt tokens from the cache" in summary
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "braces {x} {{x}} {In[3]} {",
+        "$HOME and $x and ${x} and `ls` and !ls and ?",
+        """quotes ' " ''' \\" and \\n backslashes \\\\""",
+        "naïve 日本 🙂 \u200d e\u0301",
+        "%load_ext x\n%%bash\n# comment\n  indented\n\ttab",
+        "two\n\nempty lines at the end\n\n",
+        "x" * 300_000,
+    ],
+)
+def test_the_body_reaches_the_model_to_the_byte(
+    body: str, shell: Any, stub: Any, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erllama_py._notebook.magics.in_kernel", lambda shell: True)
+    shell.ip.user_ns["x"] = "expanded"
+    shell.run("%%erllama --raw --max 1\n" + body + "\n")
+    assert spy.raw == [body]
+
+
+def test_at_a_terminal_empty_lines_only_end_the_cell(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run("%%erllama --raw --max 1\nhello\n\n\n")
+    assert spy.raw == ["hello"]
+
+
+def test_a_prompt_of_a_megabyte_is_refused_with_its_size(shell: Any, stub: Any) -> None:
+    error = shell.error("%%erllama --raw\n" + "ab " * 350_000)
+    assert isinstance(error, ErllamaError)
+    assert "350000 tokens" in str(error)
+    shell.run("%%erllama --max 1\nstill there?")
+
+
+def test_options_reach_the_request(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run(
+        "%%erllama --max 4 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --seed 7 "
+        "--repetition-penalty 1.2 --stop a --stop '\\n' --exactness bit\nhi"
+    )
+    assert spy.options == [
+        {
+            "response_tokens": 4,
+            "temperature": 0.5,
+            "top_k": 3,
+            "top_p": 0.9,
+            "min_p": 0.1,
+            "seed": 7,
+            "repetition_penalty": 1.2,
+            "stop_sequences": ["a", "\n"],
+            "exactness": "bit",
+        }
+    ]
+
+
+def test_replies_stop_at_512_tokens_unless_configured(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run("%%erllama\nhi")
+    shell.run("%config ErllamaMagics.max_tokens = 5")
+    *_, summary = shell.run("%%erllama\nhi")
+    assert [options["response_tokens"] for options in spy.options] == [512, 5]
+    assert "limit of 5 tokens" in summary
+
+
+def test_a_full_context_is_not_called_a_limit(shell: Any) -> None:
+    with testing.stub_model("small", context_opts={"n_ctx": 128}):
+        *_, summary = shell.run("%%erllama --max 500\nhi")
+    assert "the context is full" in summary
+
+
+def test_a_stop_text_ends_the_reply(shell: Any, stub: Any) -> None:
+    digit = shell.run("%%erllama --max 1 --raw\nhi")[0][0]
+    *_, summary = shell.run(f"%%erllama --max 9 --raw --stop {digit}\nhi")
+    assert shell.ip.user_ns["_erllama"].finish_reason == "stop"
+    assert summary.endswith(f"stop at {digit!r}")
+
+
+def test_system_and_chat(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run("%%erllama --chat --system 'be brief' --max 1\nhi")
+    assert spy.chats[0]["system"] == "be brief"
+
+
+@pytest.mark.parametrize("option", ["--chat", "--system x"])
+def test_raw_is_not_a_chat(option: str, shell: Any, stub: Any) -> None:
+    assert "exclude each other" in str(shell.error(f"%%erllama --raw {option}\nhi"))
+
+
+def test_without_a_template_the_text_goes_as_it_is(
+    shell: Any, stub: Any, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: Any, request: Any) -> Any:
+        raise ErllamaError("no_template")
+
+    monkeypatch.setattr(api, "apply_chat_template", refuse)
+    shell.run("%%erllama --max 1\nhi")
+    assert spy.raw == ["hi"]
+    assert shell.error("%%erllama --max 1 --chat\nhi").reason == "no_template"
+    assert shell.error("%%erllama --max 1 --system s\nhi").reason == "no_template"
+
+
+def test_variables_go_before_the_cell(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.ip.user_ns |= {"a": "text {a}", "b": 5}
+    shell.run("%%erllama -i a -i b --raw --max 1\nquestion")
+    shell.run("%%erllama -i a --raw --max 1")
+    shell.run("%%erllama -i a --raw --max 1\n")
+    assert spy.raw == ["text {a}\n\n5\n\nquestion", "text {a}", "text {a}"]
+
+
+def test_a_reply_can_be_sent_on(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run("%%erllama --max 1 -o first\nhi")
+    shell.run("%%erllama --raw --max 1 -i first --fill\nand {{first}}")
+    text = shell.ip.user_ns["first"].text
+    assert spy.raw == [f"{text}\n\nand {text}"]
+
+
+def test_fill_is_asked_for(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.ip.user_ns |= {"who": "Ada"}
+    shell.run("%%erllama --fill --system 'for {{who}}' --max 1\nhi {{who}} {who}")
+    assert spy.chats[0] == {
+        "messages": [{"role": "user", "content": "hi Ada {who}"}],
+        "system": "for Ada",
+    }
+    assert "not defined: x, y" in str(shell.error("%%erllama --fill\n{{x}} {{y}} {{who}}"))
+
+
+def test_missing_variables_are_named_together(shell: Any, stub: Any) -> None:
+    assert "not defined: nope, nor" in str(shell.error("%%erllama -i nope -i nor\nhi"))
+
+
+@pytest.mark.parametrize("cell", ["%%erllama", "%%erllama\n", "%%erllama --max 3\n  \n\n"])
+def test_an_empty_cell_is_an_error_that_counts(cell: str, shell: Any, stub: Any) -> None:
+    error = shell.error(cell)
+    assert not isinstance(error, UsageError)
+    assert "the cell is empty" in str(error)
+
+
+@pytest.mark.parametrize("name", ["2x", "a b", "for", ""])
+def test_the_output_name_must_be_one(name: str, shell: Any, stub: Any) -> None:
+    assert "cannot be the name of a variable" in str(shell.error(f"%%erllama -o '{name}'\nhi"))
+
+
+def test_without_a_model_a_cell_says_how_to_load_one(shell: Any) -> None:
+    error = shell.error("%%erllama\nhi")
+    assert "no model is loaded" in str(error)
+    assert "%erllama load smollm2" in str(error)
+
+
+def test_an_unknown_model_names_the_loaded_ones(shell: Any, stub: Any) -> None:
+    assert "loaded: stub" in str(shell.error("%%erllama --model other\nhi"))
+    assert "did you mean stub?" in str(shell.error("%%erllama --model stubb\nhi"))
+    assert "%erllama load smollm2" in str(shell.error("%%erllama --model smollm2\nhi"))
+
+
+def test_the_newest_model_answers_unless_another_is_in_use(shell: Any, stub: Any) -> None:
+    with testing.stub_model("second"):
+        shell.run("%%erllama --max 1\nhi")
+        assert shell.ip.user_ns["_erllama"].model == "second"
+        assert shell.run("%erllama use stub") == ["Cells talk to stub now."]
+        shell.run("%%erllama --max 1\nhi")
+        assert shell.ip.user_ns["_erllama"].model == "stub"
+        shell.run("%%erllama --max 1 --model second\nhi")
+        assert shell.ip.user_ns["_erllama"].model == "second"
+
+
+def test_a_model_that_dies_leaves_the_partial_reply_and_an_error(shell: Any) -> None:
+    options = {"crash_at_step": 6, "step_delay_ms": 1.0}
+    with testing.stub_model("frail", in_process=False, stub_opts=options):
+        error = shell.error("%%erllama --max 50 -o part\nhi")
+        assert isinstance(error, ErllamaError)
+        assert "ended" in str(error)
+        assert 0 < len(shell.ip.user_ns["part"].tokens) < 50
+        assert shell.shown[0]["data"]["text/plain"] == shell.ip.user_ns["part"].text
+
+
+# -- how replies and errors look ------------------------------------------------------------
+
+
+class FakeStream(api.Stream):
+    """A stream of given fragments, to show what the stub's digits cannot."""
+
+    def __init__(self, fragments: list[bytes]) -> None:
+        self._events = [
+            *(
+                event
+                for data in fragments
+                for event in (
+                    Event("token", Ref(0), data=data),
+                    Event("token_id", Ref(0), token_id=1),
+                )
+            ),
+            Event("done", Ref(0), stats={"finish_reason": "stop", "cache_hit_kind": "cold"}),
+        ]
+        self._over = True
+
+    def get(self, timeout: float) -> Event | None:
+        if not self._events:
+            raise StopIteration
+        return self._events.pop(0)
+
+    @property
+    def error(self) -> None:
+        return None
+
+
+def test_characters_cut_between_tokens_arrive_whole(
+    shell: Any, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ["é".encode()[:1], "é".encode()[1:] + b" \xf0\x9f", b"\x99\x82 \x1b[1m", b"\xe6"]
+    monkeypatch.setattr(api, "infer", lambda *_: FakeStream(parts))
+    reply, _ = shell.run("%%erllama\nhi")
+    assert reply == "é 🙂 [1m\N{REPLACEMENT CHARACTER}"
+
+
+def test_json_is_shown_as_json(shell: Any, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "infer", lambda *_: FakeStream([b'```json\n{"a": ', b"[1]}\n```"]))
+    shell.run("%%erllama -f json\nhi")
+    assert shell.shown[0]["data"]["application/json"] == {"a": [1]}
+    monkeypatch.setattr(api, "infer", lambda *_: FakeStream([b"not json"]))
+    shell.run("%%erllama -f json\nhi")
+    assert shell.shown[0]["data"] == {"text/plain": "not json"}
+
+
+def test_text_is_shown_as_text(shell: Any, stub: Any) -> None:
+    shell.run("%%erllama -f text --max 2\nhi")
+    assert set(shell.shown[0]["data"]) == {"text/plain"}
+
+
+def test_errors_are_short_and_whole_on_demand(shell: Any, stub: Any) -> None:
+    short = shell.error("%%erllama --model nope\nhi")._render_traceback_()
+    assert len(short) == 2
+    assert short[1].startswith("  hint: ")
+    whole = shell.error("%%erllama --traceback --model nope\nhi")._render_traceback_()
+    assert any("models.py" in line for line in whole)
+
+
+def test_the_reply_object(shell: Any, stub: Any) -> None:
+    prompt = " ".join(f"w{n}" for n in range(30))
+    shell.run(f"%%erllama --max 4 -o answer\n{prompt}")
+    answer = shell.ip.user_ns["answer"]
+    assert len(answer.tokens) == 4
+    assert answer.finish_reason == "length"
+    assert len(answer.finish_key) == 32
+    assert answer.stats["completion_tokens"] == 4
+    assert str(answer) == answer.text
+    assert "4 tokens" in repr(answer)
+    data, metadata = answer._repr_mimebundle_()
+    assert data["text/markdown"] == answer.text
+    assert metadata["erllama"]["completion_tokens"] == 4
+
+
+# -- the line magic -------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(shell: Any) -> None:
+    for code in ("%erllama", "%erllama help", "%erllama --help"):
+        (text,) = shell.run(code)
+        for word in ("load MODEL", "cache", "%%erllama", "--temperature", "--fill"):
+            assert word in text
+    (text,) = shell.run("%erllama help load")
+    assert "--n-ctx" in text
+    assert "load MODEL" in shell.ip.find_line_magic("erllama").__doc__
+    assert "there is no command 'lod'" in str(shell.error("%erllama help lod"))
+
+
+def test_an_unknown_command_is_an_error(shell: Any) -> None:
+    error = shell.error("%erllama lod smollm2")
+    assert not isinstance(error, UsageError)
+    assert "did you mean load?" in str(error)
+
+
+def test_load_configures_for_short_prompts(shell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    load_model = api.load_model
+
+    def load(model_id: str, config: Any) -> Any:
+        seen.append((model_id, config))
+        return load_model(model_id, {"backend": "stub", "in_process": True})
+
+    monkeypatch.setattr(api, "load_model", load)
+    line = "%erllama load 'some dir/Some.Q4.gguf' --n-ctx 2048 --slots 2 --threads 1"
+    assert "Some.Q4 is ready" in shell.run(f"{line} --exactness bit")[0]
+    api.unload("Some.Q4")
+    ((model_id, config),) = seen
+    assert model_id == "Some.Q4"
+    assert config["model_path"] == "some dir/Some.Q4.gguf"
+    assert config["exactness"] == "bit"
+    assert config["context_size"] == 2048
+    assert config["context_opts"] == {
+        "n_ctx": 2048,
+        "n_seq_max": 2,
+        "n_threads": 1,
+        "n_threads_batch": 1,
+    }
+    assert config["policy"]["min_tokens"] == config["policy"]["cold_min_tokens"] == 16
+
+
+def test_loading_again_is_no_error_and_no_second_load(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model = api.load_model
+    stub = {"backend": "stub", "in_process": True}
+    monkeypatch.setattr(api, "load_model", lambda name, _: load_model(name, stub))
+    assert "ready" in shell.run("%erllama load a.gguf --as one")[0]
+    pid = api.model_info("one")["pid"]
+    assert shell.run("%erllama load a.gguf --as one") == ["one is loaded already."]
+    assert api.model_info("one")["pid"] == pid
+    error = shell.error("%erllama load b.gguf --as one")
+    assert error.reason == "already_loaded"
+    assert "%erllama unload one" in str(error)
+    assert shell.run("%erllama unload one") == ["one is unloaded."]
+    assert "ready" in shell.run("%erllama load b.gguf --as one")[0]
+    assert shell.run("%erllama unload") == ["one is unloaded."]
+    assert "no model is loaded" in str(shell.error("%erllama unload"))
+
+
+def test_a_file_that_is_not_there_is_named(shell: Any) -> None:
+    assert "missing.gguf" in str(shell.error("%erllama load missing.gguf"))
+
+
+def test_status_models_and_version(shell: Any, stub: Any) -> None:
+    with testing.stub_model("b|c"):
+        (plain,) = shell.run("%erllama status")
+        assert "in use" in plain.splitlines()[-1]
+        assert "b\\|c" in shell.shown[0]["data"]["text/markdown"]
+        assert "smollm2" in shell.run("%erllama models")[0]
+    assert "erllama-py 0." in shell.run("%erllama version")[0]
+    api.unload("stub")
+    assert shell.run("%erllama status") == ["No model is loaded."]
+
+
+def test_the_cache_in_words_and_rows(shell: Any, stub: Any) -> None:
+    cell = "%%erllama --max 2\n" + " ".join(f"c{n}" for n in range(120))
+    before = api.counters()
+    shell.run(cell)
+    shell.run(cell)
+    (plain,) = shell.run("%erllama cache")
+    hits = before["hits_exact"] + before["hits_longest_prefix"] + before["hits_resume"] + 1
+    assert f"{hits} hit" in plain
+    assert f"({before['hits_exact'] + 1} exact" in plain
+    assert "RAM: " in plain
+    assert "after the prompt" in plain
+    assert "<" not in shell.shown[0]["data"]["text/markdown"]
+
+
+def test_without_a_front_end_the_live_view_is_a_table(shell: Any, stub: Any) -> None:
+    table, words = shell.run("%erllama cache --live")
+    assert "RAM: " in table
+    assert "needs a notebook" in words
