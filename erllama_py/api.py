@@ -22,6 +22,7 @@ from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text
 from erllama_py._engine.request import Request
+from erllama_py._engine.stream import Stream
 from erllama_py._engine.utf8 import Utf8Assembler
 from erllama_py._machine.catalogue import find_models as _find_models
 from erllama_py._machine.catalogue import is_known as _is_known
@@ -298,7 +299,7 @@ def infer(
     if callback is not None:
         return _start(host, prompt, params, callback).ref
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    return Stream(_start(host, prompt, params, events.put), events)
+    return Stream(host, _start(host, prompt, params, events.put), events)
 
 
 def cancel(ref: Ref) -> Atom:
@@ -473,64 +474,6 @@ def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
 # -- what load_model and infer return -----------------------------------------------------
 
 
-class Stream(Iterator[Event]):
-    """The events of one :func:`infer`, in the documented order.
-
-    Iteration ends after the terminal event.  Leaving a ``with`` block, or dropping the
-    stream before its end, cancels it.
-    """
-
-    def __init__(self, request: _Started, events: queue.SimpleQueue[Event]) -> None:
-        self._started = request
-        self._events = events
-        self._over = False
-        self.ref: Ref = request.ref
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Event:
-        if self._over:
-            raise StopIteration
-        event = self._events.get()
-        self._over = event.terminal
-        return event
-
-    def get(self, timeout: float) -> Event | None:
-        """Return the next event, or ``None`` when ``timeout`` seconds pass without one.
-
-        :raises StopIteration: the stream is over.
-        """
-        if self._over:
-            raise StopIteration
-        try:
-            event = self._events.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        self._over = event.terminal
-        return event
-
-    def cancel(self) -> None:
-        """Stop it; the ``done`` event follows."""
-        self._started.cancel()
-
-    @property
-    def error(self) -> ErllamaError | None:
-        """After an ``error`` event: the exception that says its reason in words."""
-        return self._started.error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not self._over:
-            self.cancel()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_over", True):
-            self.cancel()
-
-
 class Model(str):
     """A model's id, with the functions a user would look for as methods."""
 
@@ -554,7 +497,7 @@ class Model(str):
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request = _request(host, "infer", options, None, tokens=tokens, sink=events.put)
         host.submit(request)
-        with Stream(_Started(host, request), events) as stream:
+        with Stream(host, request, events) as stream:
             for event in stream:
                 if event.kind == "token" and (text := assembler.feed(event.data)):
                     yield text
@@ -599,25 +542,9 @@ class Model(str):
 # -- helpers ------------------------------------------------------------------------------
 
 
-class _Started:
-    """A submitted request with the host that runs it."""
-
-    def __init__(self, host: ModelHost, request: Request) -> None:
-        self._host = host
-        self._request = request
-        self.ref = request.ref
-
-    def cancel(self) -> None:
-        self._host.cancel(self._request)
-
-    @property
-    def error(self) -> ErllamaError | None:
-        return self._request.error
-
-
 def _start(
     host: ModelHost, prompt: array[int], params: Options | None, sink: Callable[[Event], None]
-) -> _Started:
+) -> Request:
     request = _request(host, "infer", params, DEFAULT_INFER_TOKENS, tokens=prompt, sink=sink)
     host.submit(request)
     if request.options.sampler.grammar is not None:
@@ -625,7 +552,7 @@ def _start(
         request.accepted.wait()
         if request.error and not request.admitted:
             raise request.error
-    return _Started(host, request)
+    return request
 
 
 def _request(
