@@ -236,6 +236,27 @@ def test_the_newest_four_of_a_branch_keep_their_logits(lab):
     assert held(lab) == (7 + 2) * TOKEN_BYTES + 5 * LOGITS_BYTES
 
 
+def test_canonical_rows_are_a_branch_too():
+    """Their tails stay beside the blocks that fill over them."""
+    lab = Lab()
+    for length in range(1, 8):
+        lab.request(LONG[:length], exactness="bit")
+    kept = {row["tokens"] for row in lab.cache.snapshot()["rows"] if row["logits"]}
+    assert kept == {4, 5, 6, 7}
+    lab.cache.close()
+
+
+def test_a_pinned_row_stays_pinned_when_a_block_takes_in_its_tail(lab):
+    key = lab.request(LONG[:6]).key
+    lab.space.pin(key)
+    lab.request(LONG[:8], alone=False)
+    lab.cache.gc()
+    assert lab.request(LONG[:6]).kind == "exact"
+    lab.space.unpin(key)
+    lab.cache.gc()
+    assert held(lab) == 0
+
+
 def test_a_pinned_row_keeps_its_logits(lab):
     lab.request(LONG[:1])
     assert lab.space.pin(lab.key(LONG[:1]))

@@ -208,6 +208,13 @@ def test_a_chunk_of_another_size_is_not_bit_exact(lab):
     assert lab.probe(LONG, exactness="bit", chunk=12) == 0
 
 
+def test_logits_of_another_chunk_are_not_bit_exact(lab):
+    lab.request(LONG, exactness="bit")
+    lab.request(LONG, exactness="bit", chunk=2 * CHUNK, logits=False)
+    with lab.lookup(LONG, exactness="bit", chunk=2 * CHUNK) as lease:
+        assert (lease.kind, lease.keep) == ("partial", 16)
+
+
 def test_token_says_bit_where_the_hit_is(lab):
     lab.request(LONG)
     labels = {}
@@ -221,7 +228,11 @@ def test_an_exact_bit_row_survives_a_longer_canonical_prompt(lab):
     """Its last slice stays beside the whole chunks that the longer prompt computes."""
     lab.request(LONG[:21], exactness="bit")
     lab.request(LONG, exactness="bit")
-    assert lab.request(LONG[:21], exactness="bit").kind == "exact"
+    with lab.lookup(LONG[:21], exactness="bit") as lease:
+        assert lease.kind == "exact"
+        payloads = lab.cache._shared.index.payloads
+        kinds = "".join(payloads[piece.node_id].grade.kind for piece in lease.pieces)
+        assert kinds == "PPPPTT"
     assert lab.probe([*LONG[:24], 1], exactness="bit") == 24
 
 

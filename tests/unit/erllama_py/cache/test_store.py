@@ -44,6 +44,20 @@ def test_using_a_prefix_keeps_it_but_not_what_follows():
     lab.cache.close()
 
 
+def test_an_evicted_leafs_time_passes_to_its_parent():
+    lab = Lab()
+    lab.request([1] * 8, logits=False)
+    lab.request([2] * 8, logits=False)
+    reader = lab.lookup([*[2] * 8, 9])
+    lab.lookup([*[1] * 8, 9]).close()
+    lab.cache.evict_bytes(1)
+    assert [lab.probe([*[head] * 8, 9]) for head in (1, 2)] == [4, 8]
+    reader.close()
+    lab.cache.evict_bytes(1)
+    assert [lab.probe([*[head] * 8, 9]) for head in (1, 2)] == [4, 4]
+    lab.cache.close()
+
+
 def test_logits_go_before_blocks_of_their_age():
     lab = Lab(PAGE)
     lab.request([1] * 8)
@@ -90,6 +104,17 @@ def test_small_idle_segments_make_room_for_a_large_payload():
     assert big.size == 3 * PAGE
     assert lab.cache.snapshot()["tiers"][0]["backed"] == 4 * PAGE
     assert lab.cache.reserve(1) is None
+    lab.cache.close()
+
+
+def test_no_more_is_evicted_than_a_large_payload_needs():
+    lab = Lab(4 * PAGE, segment_bytes=PAGE)
+    extent = lab.cache.reserve(PAGE)
+    for head in range(3):
+        lab.request([head] * 64, logits=False)
+    lab.cache.release(extent)
+    assert lab.cache.reserve(2 * PAGE) is not None
+    assert [lab.probe([*[head] * 64, 9]) for head in range(3)] == [0, 64, 64]
     lab.cache.close()
 
 
