@@ -61,7 +61,10 @@ class ConnectionOwner(Protocol):
     """Who decides about handshakes and takes frames.  Called in the loop; must not block."""
 
     def made(self, connection: Connection) -> None:
-        """There is a socket; :meth:`lost` is called when it is closed."""
+        """There is a socket: :meth:`Connection.reject` it or keep it.
+
+        :meth:`lost` is called when it is closed.
+        """
 
     def lost(self, connection: Connection) -> None:
         """The socket is closed, after the last byte was flushed."""
@@ -148,7 +151,7 @@ class Connection(asyncio.Protocol):
             self._refuse(error)
 
     def reject(self, reason: str) -> None:
-        """Close as soon as the transport is there, without a word to the peer."""
+        """Close without a word to the peer, from :meth:`ConnectionOwner.made`."""
         self.phase = Phase.CLOSED
         self.close_reason = reason
         log.warning("a connection was not accepted: %s", reason)

@@ -283,18 +283,19 @@ class Endpoint:
     def _accepted(self) -> Connection:
         if self._us is None:
             raise LocalProtocolError("a connection before our node was registered")
-        connection = Connection(self, Handshake.accept(self._us), self.limits, accepted=True)
-        half_open = sum(1 for known in self._all if known.phase is Phase.HANDSHAKE)
-        if half_open >= self.limits.max_handshakes:
-            connection.reject("too many connections without a cookie (max_handshakes)")
-        elif len(self._up) >= self.limits.max_connections:
-            connection.reject("too many connections (max_connections)")
-        return connection
+        return Connection(self, Handshake.accept(self._us), self.limits, accepted=True)
 
     # -- ConnectionOwner ---------------------------------------------------------------
 
     def made(self, connection: Connection) -> None:
-        """Count a socket."""
+        """Count a socket, and turn it away when there are too many."""
+        if connection.accepted:
+            # Here and not where it is accepted: a burst is accepted as a whole first.
+            half_open = sum(1 for known in self._all if known.phase is Phase.HANDSHAKE)
+            if half_open >= self.limits.max_handshakes:
+                connection.reject("too many connections without a cookie (max_handshakes)")
+            elif len(self._up) >= self.limits.max_connections:
+                connection.reject("too many connections (max_connections)")
         self._all.add(connection)
 
     def lost(self, connection: Connection) -> None:

@@ -125,11 +125,11 @@ class Client:
     def message(self, message: Any) -> None:
         """Take a message to the node's own process: a reply, or a request for output."""
         match message:
-            case (Reference() as ref, reply):
+            case tuple((Reference() as ref, reply)):
                 future = self._replies.get(ref)
                 if future is not None and not future.done():
                     future.set_result(reply)
-            case (Atom(name="io_request"), Pid() as pid, reply_as, _request):
+            case tuple((Atom(name="io_request"), Pid() as pid, reply_as, _)):
                 # We are the group leader of what we call; unanswered, its io:format hangs.
                 error = (Atom("error"), Atom("enotsup"))
                 self._node.send(pid, (Atom("io_reply"), reply_as, error))
@@ -157,14 +157,14 @@ class _Down:
 def _result(down: Any, result: Reference) -> Any:
     reason = down.reason if isinstance(down, _Down) else down
     match reason:
-        case (Reference() as ref, Atom(name="return"), value) if ref == result:
+        case tuple((Reference() as ref, Atom(name="return"), value)) if ref == result:
             return value
-        case (Reference() as ref, Atom(name="throw" | "exit" | "error" as kind), why) if (
+        case tuple((Reference() as ref, Atom(name="throw" | "exit" | "error" as kind), why)) if (
             ref == result
         ):
             raise ErlangError(kind, why)
-        case (Reference() as ref, Atom(name="error"), why, list() as stack) if ref == result:
+        case tuple((Reference() as ref, Atom(name="error"), why, list() as stack)) if ref == result:
             raise ErlangError("error", why, stack)
-        case (Atom() as tag, _) if tag is _ERPC:
+        case tuple((Atom() as tag, _)) if tag is _ERPC:
             raise ErlangError("error", reason)
     raise ErlangError("error", (_ERPC, reason))

@@ -57,7 +57,7 @@ NO_REPLY: Final = _NoReply()
 def parse_call(message: Any) -> tuple[Pid, Any, Any] | None:
     """Return (pid, tag, request) of a gen call, or None for any other message."""
     match message:
-        case (Atom() as kind, (Pid() as pid, tag), request) if kind is GEN_CALL:
+        case tuple((Atom() as kind, tuple((Pid() as pid, tag)), request)) if kind is GEN_CALL:
             return pid, tag, request
     return None
 
@@ -65,7 +65,7 @@ def parse_call(message: Any) -> tuple[Pid, Any, Any] | None:
 def parse_cast(message: Any) -> tuple[Any] | None:
     """Return the cast in a one-tuple, or None for any other message."""
     match message:
-        case (Atom() as kind, cast) if kind is GEN_CAST:
+        case tuple((Atom() as kind, cast)) if kind is GEN_CAST:
             return (cast,)
     return None
 

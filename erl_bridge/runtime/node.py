@@ -188,9 +188,10 @@ class Node:
         self._tasks.cancel_scope.cancel()
         # A cancellation may be the group's own; any other error goes on as it is, while the
         # group would wrap it.
-        if not isinstance(exc, anyio.get_cancelled_exc_class()):
-            exc = None
-        return await self._tasks.__aexit__(type(exc) if exc else None, exc, None)
+        if isinstance(exc, anyio.get_cancelled_exc_class()):
+            return await self._tasks.__aexit__(type(exc), exc, exc.__traceback__)
+        await self._tasks.__aexit__(None, None, None)
+        return None
 
     # -- identity; any thread ----------------------------------------------------------------
 
@@ -241,6 +242,8 @@ class Node:
         :param on_exit_request: called with (pid, reason) when a peer does ``exit/2``.
         :param handler: serves gen calls, casts and messages instead of ``on_message``.
         """
+        if self._inbox is None:
+            raise RuntimeError(f"{self.name} is not running")
         n = next(self._pids)
         pid = Pid(self._atom, n & 0x0FFFFFFF, n >> 28, self.endpoint.creation)
         process = Process(self, pid, on_message, on_exit, on_exit_request)

@@ -39,7 +39,7 @@ class NetKernel(GenHandler):
     def handle_call(self, request: Any, caller: Caller) -> Any:
         """Say yes: who gets here has shown the cookie."""
         match request:
-            case (Atom(name="is_auth"), Atom()):
+            case tuple((Atom(name="is_auth"), Atom())):
                 return _YES
         return super().handle_call(request, caller)
 
@@ -53,12 +53,14 @@ class Rex(GenHandler):
     def handle_call(self, request: Any, caller: Caller) -> Awaitable[Any] | Any:
         """Serve ``call`` and ``block_call``; the latter blocks nobody but its caller."""
         match request:
-            case (
-                Atom(name="call" | "block_call"),
-                Atom() as module,
-                Atom() as function,
-                list() as args,
-                Pid() as leader,
+            case tuple(
+                (
+                    Atom(name="call" | "block_call"),
+                    Atom() as module,
+                    Atom() as function,
+                    list() as args,
+                    Pid() as leader,
+                )
             ):
                 context = CallContext(self._node, caller.peer, caller.pid, leader)
                 return self._run(context, module.name, function.name, args)
@@ -67,12 +69,14 @@ class Rex(GenHandler):
     def handle_cast(self, message: Any, peer: str) -> Awaitable[None] | None:
         """Serve ``cast``."""
         match message:
-            case (
-                Atom(name="cast"),
-                Atom() as module,
-                Atom() as function,
-                list() as args,
-                Pid() as leader,
+            case tuple(
+                (
+                    Atom(name="cast"),
+                    Atom() as module,
+                    Atom() as function,
+                    list() as args,
+                    Pid() as leader,
+                )
             ):
                 context = CallContext(self._node, peer, leader, leader)
                 result = self._run(context, module.name, function.name, args)
@@ -82,7 +86,7 @@ class Rex(GenHandler):
     def handle_info(self, message: Any, peer: str) -> None:
         """Say that calls may use ``erpc`` here."""
         match message:
-            case (Pid() as pid, Atom(name="features_request")):
+            case tuple((Pid() as pid, Atom(name="features_request"))):
                 reply = (Atom("features_reply"), Atom(self._node.name), [Atom("erpc")])
                 self._node.send(pid, reply)
             case _:
@@ -111,7 +115,7 @@ class GlobalNameServer(GenHandler):
     def handle_cast(self, message: Any, peer: str) -> None:
         """Answer ``init_connect``; everything else is about names, and we have none."""
         match message:
-            case (Atom(name="init_connect"), *_rest):
+            case tuple((Atom(name="init_connect"), *_)):
                 answer = (Atom("in_sync"), Atom(self._node.name), TRUE)
                 to = (Atom("global_name_server"), Atom(peer))
                 self._node.send(to, (GEN_CAST, answer))

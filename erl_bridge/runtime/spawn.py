@@ -161,7 +161,7 @@ def _refuse(peer: Peer, req_id: Reference, from_pid: Pid, reason: Atom) -> None:
 
 def _unwrap(mfa: tuple[Any, ...], args: Any) -> _Job | None:
     """Return what to run, or None when it is not a function with a list of arguments."""
-    match mfa:
+    match mfa:  # a tuple, as the control table has it
         case (Atom() as module, Atom() as function, int() as arity):
             pass
         case _:
@@ -173,6 +173,8 @@ def _unwrap(mfa: tuple[Any, ...], args: Any) -> _Job | None:
             return _inner(call, lambda outcome: calls.erpc_reason(result, outcome), kept=False)
         case "erpc", "execute_cast", call:
             return _inner(call, lambda _outcome: NORMAL, kept=True)
+        case "erpc", _, _:
+            return None
     return _Job(module.name, function.name, args, calls.exit_reason, kept=True)
 
 

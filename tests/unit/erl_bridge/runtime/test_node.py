@@ -1,0 +1,553 @@
+"""Nodes of ours with each other, and with a peer that says exactly what a test wants."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from erl_bridge import (
+    NO_REPLY,
+    CallContext,
+    Caller,
+    ErlangError,
+    GenHandler,
+    NameTaken,
+    Node,
+    NodeThread,
+    NotConnected,
+    Undef,
+)
+from erl_bridge.etf import Atom, EncodeError, Fun, ImproperList, Pid, Reference, encode
+from erl_bridge.proto.control import Op
+from erl_bridge.proto.flags import Flag, offered
+from erl_bridge.proto.frames import frame
+from tests.unit.erl_bridge.conftest import Start
+from tests.unit.erl_bridge.rawpeer import COOKIE, RawPeer, unique_name
+
+Dial = Callable[..., RawPeer]
+
+
+def apply(context: CallContext, module: str, function: str, args: list[Any]) -> Any:
+    """What the nodes here serve."""
+    match module, function, args:
+        case "t", "echo", [term]:
+            return term
+        case "t", "wait", [seconds]:
+            return anyio.sleep(seconds)
+        case "t", "fail", [Atom() as kind, reason]:
+            raise ErlangError(kind.name, reason)  # type: ignore[arg-type]  # the test says which
+        case "t", "who", []:
+            return (Atom(context.peer), context.caller)
+    raise Undef(module, function, args)
+
+
+@pytest.fixture
+def node(start: Start) -> NodeThread:
+    """One node."""
+    return start(apply=apply)
+
+
+@pytest.fixture
+def seen() -> queue.Queue[Any]:
+    """What callbacks note."""
+    return queue.Queue()
+
+
+class TestTwoNodes:
+    @pytest.fixture
+    def pair(self, start: Start) -> tuple[NodeThread, NodeThread]:
+        return start(apply=apply), start(apply=apply)
+
+    def test_ping_and_calls(self, pair: tuple[NodeThread, NodeThread]) -> None:
+        a, b = pair
+        assert a.ping(b.node.name)
+        assert b.call(a.node.name, "t", "echo", [[1, (2,)]]) == [1, (2,)]
+        assert a.call(b.node.name, "t", "who", [])[0] == Atom(a.node.name)
+
+    @pytest.mark.parametrize("kind", ["error", "exit", "throw"])
+    def test_failures(self, pair: tuple[NodeThread, NodeThread], kind: str) -> None:
+        a, b = pair
+        with pytest.raises(ErlangError) as caught:
+            a.call(b.node.name, "t", "fail", [Atom(kind), 7])
+        assert (caught.value.class_, caught.value.reason) == (kind, 7)
+
+    def test_a_call_that_is_given_up(self, pair: tuple[NodeThread, NodeThread]) -> None:
+        a, b = pair
+        with pytest.raises(ErlangError) as caught:
+            a.call(b.node.name, "t", "wait", [60], 0.05)
+        assert caught.value.reason == (Atom("erpc"), Atom("timeout"))
+        assert a.call(b.node.name, "t", "echo", [1]) == 1
+
+    def test_what_cannot_be_sent_is_the_callers_error(
+        self, pair: tuple[NodeThread, NodeThread]
+    ) -> None:
+        a, b = pair
+        with pytest.raises(EncodeError):
+            a.call(b.node.name, "t", "echo", ["text"])
+        assert len(a.node.monitors) == 0
+        with pytest.raises(EncodeError):
+            a.node.send(b.node.process, "text")
+
+    def test_links_and_monitors(
+        self, pair: tuple[NodeThread, NodeThread], seen: queue.Queue[Any]
+    ) -> None:
+        a, b = pair
+        near = a.node.spawn_process(on_exit=lambda pid, reason: seen.put((pid, reason)))
+        far = b.node.spawn_process()
+        a.ping(b.node.name)
+        near.link(far.pid)
+        ref = a.node.monitor(far, lambda ref, item, reason: seen.put((ref, item, reason)))
+        a.ping(b.node.name)
+        far.exit([Atom("why")])
+        assert {repr(seen.get(timeout=5)) for _ in range(2)} == {
+            repr((far.pid, [Atom("why")])),
+            repr((ref, far.pid, [Atom("why")])),
+        }
+
+    def test_a_link_to_nobody_and_to_nowhere(
+        self, pair: tuple[NodeThread, NodeThread], seen: queue.Queue[Any]
+    ) -> None:
+        a, b = pair
+        near = a.node.spawn_process(on_exit=lambda pid, reason: seen.put(reason))
+        far = b.node.spawn_process()
+        near.link(far.pid)
+        assert seen.get(timeout=5) is Atom("noconnection")
+        far.exit()
+        a.ping(b.node.name)
+        near.link(far.pid)
+        assert seen.get(timeout=5) is Atom("noproc")
+
+    def test_gen_calls_between_them(self, pair: tuple[NodeThread, NodeThread]) -> None:
+        class Handler(GenHandler):
+            def handle_call(self, request: Any, caller: Caller) -> Any:
+                threading.Thread(target=caller.reply, args=((request, caller.tag),)).start()
+                return NO_REPLY
+
+        a, b = pair
+        process = b.node.register_name("server", Handler())
+        there = (Atom("server"), Atom(b.node.name))
+        request, tag = a.run(a.node.gen_call, there, 7)
+        assert request == 7
+        assert isinstance(tag, Reference)
+        assert a.run(a.node.gen_call, process.pid, 8)[0] == 8
+        with pytest.raises(ErlangError) as caught:
+            a.run(a.node.gen_call, (Atom("rex"), Atom(b.node.name)), 1)
+        assert caught.value.reason == (Atom("bad_call"), 1)
+        with pytest.raises(NotConnected):
+            a.run(a.node.gen_call, (Atom("rex"), Atom("no@where")), 1)
+
+    def test_one_goes(self, pair: tuple[NodeThread, NodeThread], seen: queue.Queue[Any]) -> None:
+        a, b = pair
+        a.node.watch_peers(lambda name, up, reason: seen.put((name, up)))
+        a.ping(b.node.name)
+        assert seen.get(timeout=5) == (b.node.name, True)
+        a.node.monitor(b.node.process, lambda ref, item, reason: seen.put(reason))
+        a.ping(b.node.name)
+        b.stop()
+        assert {str(seen.get(timeout=5)) for _ in range(2)} == {
+            "noconnection",
+            str((b.node.name, False)),
+        }
+
+    def test_messages_before_the_connection_arrive_in_order(
+        self, pair: tuple[NodeThread, NodeThread], seen: queue.Queue[Any]
+    ) -> None:
+        a, b = pair
+        process = b.node.spawn_process(seen.put)
+        for i in range(200):
+            a.node.send(process, i)
+        assert [seen.get(timeout=5) for _ in range(200)] == list(range(200))
+
+    def test_messages_to_nowhere_are_dropped(self, node: NodeThread) -> None:
+        node.node.send((Atom("x"), Atom("no@where")), 1)
+        node.node.send(Pid(Atom("no@where"), 1, 2, 3), 1)
+        assert not node.ping("no@where")
+
+
+class TestSpawns:
+    def test_the_reply_comes_before_the_result(self, node: NodeThread, raw: Dial) -> None:
+        """A real node drops a connection where it does not."""
+        peer = raw(node)
+        for seconds in (0, 0.02):
+            peer.call("t", "wait", [seconds])
+            reply, down = peer.receive(), peer.receive()
+            assert reply.op is Op.SPAWN_REPLY
+            req_id, to, flags, pid = reply.fields
+            assert (req_id, to, flags) == (peer.ref(), peer.pid(), 2)
+            assert down.op is Op.PAYLOAD_MONITOR_P_EXIT
+            assert down.fields == (pid, peer.pid(), peer.ref())
+
+    @pytest.mark.parametrize(
+        ("mfa", "options", "args", "answer"),
+        [
+            ((Atom("t"), Atom("echo"), 1), [Atom("no_such_option")], [1], "badopt"),
+            ((Atom("t"), Atom("echo"), 1), [(Atom("x"), 1)], [1], "badopt"),
+            ((Atom("t"), Atom("echo"), 1), [(Atom("link"), 1, 2)], [1], "badopt"),
+            ((Atom("t"), Atom("echo"), 2), [], [1], "badarg"),
+            ((Atom("t"), Atom("echo"), 1), [], Atom("x"), "badarg"),
+            ((Atom("erpc"), Atom("execute_call"), 4), [], [1, 2, 3, 4], "badarg"),
+            ((Atom("erpc"), Atom("execute_cast"), 3), [], [1, 2, 3], "badarg"),
+        ],
+    )
+    def test_what_is_not_taken(
+        self, node: NodeThread, raw: Dial, mfa: Any, options: Any, args: Any, answer: str
+    ) -> None:
+        peer = raw(node)
+        peer.send(Op.SPAWN_REQUEST, peer.ref(), peer.pid(), peer.pid(), mfa, options, payload=args)
+        assert peer.receive().fields == (peer.ref(), peer.pid(), 0, Atom(answer))
+
+    def test_a_request_without_a_function_is_no_request(self, node: NodeThread, raw: Dial) -> None:
+        peer = raw(node)
+        peer.send(Op.SPAWN_REQUEST, peer.ref(), peer.pid(), peer.pid(), (1, 2, 3), [], payload=[])
+        assert peer.closed()
+
+    def test_a_fun_comes_back_unrun(self, node: NodeThread, raw: Dial) -> None:
+        """As undef, with the fun among the arguments as it was sent."""
+        peer = raw(node)
+        fun = Fun(_a_fun(peer))
+        peer.call("erlang", "apply", [fun, []])
+        kind, reason, stack = peer.result()
+        assert (kind, reason) == (Atom("error"), Atom("undef"))
+        assert stack == [(Atom("erlang"), Atom("apply"), [fun, []], [])]
+
+    def test_link_and_monitor_together(self, node: NodeThread, raw: Dial) -> None:
+        peer = raw(node)
+        mfa = (Atom("t"), Atom("fail"), 2)
+        options = [Atom("link"), (Atom("monitor"), []), (Atom("priority"), Atom("low"))]
+        peer.send(
+            Op.SPAWN_REQUEST,
+            *(peer.ref(), peer.pid(), peer.pid(), mfa, options),
+            payload=[Atom("exit"), Atom("why")],
+        )
+        reply, down, end = (peer.receive() for _ in range(3))
+        assert reply.fields[2] == 3
+        assert (down.op, down.payload) == (Op.PAYLOAD_MONITOR_P_EXIT, Atom("why"))
+        assert (end.op, end.payload) == (Op.PAYLOAD_EXIT, Atom("why"))
+        assert end.fields == (reply.fields[3], peer.pid())
+
+    def test_running_calls_of_a_peer_end_with_it_and_casts_do_not(
+        self, start: Start, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        async def wait(name: Atom) -> None:
+            try:
+                await anyio.sleep(0.3)
+                seen.put((name, "done"))
+            except BaseException:
+                seen.put((name, "cancelled"))
+                raise
+
+        node = start(apply=lambda _context, _module, _function, args: wait(args[0]))
+        peer = raw(node)
+        peer.call("t", "wait", [Atom("call")])
+        mfa = (Atom("erpc"), Atom("execute_cast"), 3)
+        cast = [Atom("t"), Atom("wait"), [Atom("cast")]]
+        peer.send(Op.SPAWN_REQUEST, *(peer.ref(2), peer.pid(), peer.pid(), mfa, []), payload=cast)
+        for _ in range(2):
+            peer.receive()
+        peer.close()
+        assert seen.get(timeout=5) == (Atom("call"), "cancelled")
+        assert seen.get(timeout=5) == (Atom("cast"), "done")
+
+    def test_stopping_the_node_ends_everything(
+        self, start: Start, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        async def wait() -> None:
+            try:
+                await anyio.sleep(60)
+            finally:
+                seen.put("cancelled")
+
+        node = start(apply=lambda *_: wait())
+        peer = raw(node)
+        peer.call("t", "wait", [])
+        peer.receive()
+        node.stop()
+        assert seen.get_nowait() == "cancelled"
+        assert peer.closed()
+
+
+class TestSignals:
+    def test_every_old_form_is_taken(
+        self, node: NodeThread, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        """A peer may use any form of the table, traced or not."""
+        process = node.node.spawn_process(
+            seen.put,
+            lambda pid, reason: seen.put(("exit", pid, reason)),
+            on_exit_request=lambda pid, reason: seen.put(("asked", pid, reason)),
+        )
+        node.node.register_name("named", process)
+        peer = raw(node)
+        me, to, token, empty = peer.pid(), process.pid, (1, 2), Atom("")
+        peer.send(Op.SEND, empty, to, payload=1)
+        peer.send(Op.SEND_TT, empty, to, token, payload=2)
+        peer.send(Op.SEND_SENDER_TT, me, to, token, payload=3)
+        peer.send(Op.REG_SEND_TT, me, empty, Atom("named"), token, payload=4)
+        assert [seen.get(timeout=5) for _ in range(4)] == [1, 2, 3, 4]
+        for op, extra, payload in (
+            (Op.EXIT, (5,), {}),
+            (Op.EXIT_TT, (token, 5), {}),
+            (Op.PAYLOAD_EXIT, (), {"payload": 5}),
+            (Op.PAYLOAD_EXIT_TT, (token,), {"payload": 5}),
+        ):
+            peer.send(Op.LINK, me, to)
+            peer.send(op, me, to, *extra, **payload)
+            assert seen.get(timeout=5) == ("exit", me, 5)
+        for op, extra, payload in (
+            (Op.EXIT2, (6,), {}),
+            (Op.EXIT2_TT, (token, 6), {}),
+            (Op.PAYLOAD_EXIT2, (), {"payload": 6}),
+            (Op.PAYLOAD_EXIT2_TT, (token,), {"payload": 6}),
+        ):
+            peer.send(op, me, to, *extra, **payload)
+            assert seen.get(timeout=5) == ("asked", me, 6)
+        peer.send(Op.NODE_LINK)
+        peer.send(Op.GROUP_LEADER, me, to)
+        peer.send(Op.ALIAS_SEND, me, peer.ref(), payload=1)
+        peer.send(Op.UNLINK, me, to)
+        peer.send(Op.PAYLOAD_EXIT, me, to, payload=7)
+        peer.send(Op.SEND, empty, to, payload=b"over")
+        assert seen.get(timeout=5) == b"over", "an exit without a link means nothing"
+
+    def test_unlinking_is_acknowledged_even_for_the_dead(self, node: NodeThread, raw: Dial) -> None:
+        """With the pids swapped and the same number."""
+        process = node.node.spawn_process()
+        peer = raw(node)
+        for number in (1, 2):
+            peer.send(Op.UNLINK_ID, number, peer.pid(), process.pid)
+            answer = peer.receive()
+            assert answer.op is Op.UNLINK_ID_ACK
+            assert answer.fields == (number, process.pid, peer.pid())
+            process.exit()
+
+    def test_a_pid_of_a_former_life_is_nobody(self, node: NodeThread, raw: Dial) -> None:
+        process = node.node.spawn_process()
+        old = Pid(process.pid.node, process.pid.id, process.pid.serial, process.pid.creation + 1)
+        peer = raw(node)
+        peer.send(Op.MONITOR_P, peer.pid(), old, peer.ref())
+        answer = peer.receive()
+        assert answer.fields == (old, peer.pid(), peer.ref())
+        assert answer.payload is Atom("noproc")
+
+    def test_only_the_peer_that_was_asked_may_say_down(
+        self, node: NodeThread, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        one, other = raw(node), raw(node)
+        ref = node.node.monitor(one.pid(), lambda ref, item, reason: seen.put(reason))
+        ask = one.receive()
+        assert (ask.op, ask.fields[1:]) == (Op.MONITOR_P, (one.pid(), ref))
+        other.send(Op.PAYLOAD_MONITOR_P_EXIT, one.pid(), ask.fields[0], ref, payload=1)
+        other.call("t", "echo", [1])
+        other.result()
+        assert seen.empty()
+        one.send(Op.MONITOR_P_EXIT, one.pid(), ask.fields[0], ref, 2)
+        assert seen.get(timeout=5) == 2
+
+    def test_a_failing_callback_is_logged_and_that_is_all(
+        self, node: NodeThread, raw: Dial, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(_message: Any) -> None:
+            raise KeyError("in a callback")
+
+        process = node.node.spawn_process(fail)
+        peer = raw(node)
+        peer.send(Op.SEND, Atom(""), process.pid, payload=1)
+        peer.call("t", "echo", [1])
+        assert peer.result() == (Atom("return"), 1)
+        assert "in a callback" in caplog.text
+
+    def test_processes_are_told_when_a_peer_goes(
+        self, node: NodeThread, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        process = node.node.spawn_process(on_exit=lambda pid, reason: seen.put((pid, reason)))
+        peer = raw(node)
+        peer.send(Op.LINK, peer.pid(), process.pid)
+        peer.call("t", "echo", [1])
+        peer.result()
+        peer.close()
+        assert seen.get(timeout=5) == (peer.pid(), Atom("noconnection"))
+        assert process.alive
+
+
+class TestGenServers:
+    def ask(self, peer: RawPeer, name: str, tag: Any, request: Any) -> None:
+        call = (Atom("$gen_call"), (peer.pid(), tag), request)
+        peer.send(Op.REG_SEND, peer.pid(), Atom(""), Atom(name), payload=call)
+
+    def test_replies_go_where_the_tag_says(self, node: NodeThread, raw: Dial) -> None:
+        peer = raw(node)
+        request = (Atom("is_auth"), Atom(peer.name))
+        alias = ImproperList((Atom("alias"),), peer.ref())
+        for tag in (alias, ImproperList((alias,), peer.ref(2))):
+            self.ask(peer, "net_kernel", tag, request)
+            reply = peer.receive()
+            assert (reply.op, reply.fields[1]) == (Op.ALIAS_SEND, peer.ref())
+            assert reply.payload == (tag, Atom("yes"))
+        for other in (peer.ref(), (peer.ref(), Atom(node.node.name))):
+            self.ask(peer, "net_kernel", other, request)
+            reply = peer.receive()
+            assert (reply.op, reply.fields[1]) == (Op.SEND_SENDER, peer.pid())
+            assert reply.payload == (other, Atom("yes"))
+
+    @pytest.mark.parametrize("through", ["alias", "monitor", "plain"])
+    def test_a_failure_reaches_the_callers_monitor(
+        self, node: NodeThread, raw: Dial, through: str
+    ) -> None:
+        """Whichever of its references the caller watches by; others go on watching."""
+        peer = raw(node)
+        alias = ImproperList((Atom("alias"),), peer.ref(1))
+        tag = {
+            "alias": alias,
+            "monitor": ImproperList((alias,), peer.ref(2)),
+            "plain": peer.ref(3),
+        }[through]
+        watched = {"alias": 1, "monitor": 2, "plain": 3}[through]
+        for number in (watched, 9):
+            peer.send(Op.MONITOR_P, peer.pid(), Atom("net_kernel"), peer.ref(number))
+        self.ask(peer, "net_kernel", tag, Atom("nonsense"))
+        down = peer.receive()
+        assert down.op is Op.PAYLOAD_MONITOR_P_EXIT
+        assert down.fields == (Atom("net_kernel"), peer.pid(), peer.ref(watched))
+        assert down.payload == (Atom("bad_call"), Atom("nonsense"))
+        peer.call("t", "echo", [1])
+        assert peer.result() == (Atom("return"), 1)
+
+    def test_a_request_that_cannot_be_decoded_fails_its_caller(
+        self, node: NodeThread, raw: Dial
+    ) -> None:
+        peer = raw(node)
+        peer.send(Op.MONITOR_P, peer.pid(), Atom("net_kernel"), peer.ref())
+        control = encode((6, peer.pid(), Atom(""), Atom("net_kernel")))
+        peer.socket.sendall(frame(control, b"\x83h\x02"))
+        down = peer.receive()
+        assert down.fields == (Atom("net_kernel"), peer.pid(), peer.ref())
+        assert down.payload[0] is Atom("undecodable")
+
+    def test_visible_nodes_are_in_step_at_once(self, start: Start, raw: Dial) -> None:
+        node = start(hidden=False)
+        peer = raw(node, flags=offered(hidden=False) | Flag.PUBLISHED)
+        hello = (Atom("$gen_cast"), (Atom("init_connect"), (8, 1), Atom(peer.name), Atom("x")))
+        name = Atom("global_name_server")
+        peer.send(Op.REG_SEND, peer.pid(), Atom(""), name, payload=hello)
+        answer = peer.receive()
+        assert (answer.op, answer.fields[2]) == (Op.REG_SEND, name)
+        in_sync = (Atom("in_sync"), Atom(node.node.name), Atom("true"))
+        assert answer.payload == (Atom("$gen_cast"), in_sync)
+        assert node.node.nodes(hidden=False) == [peer.name]
+
+
+class TestNames:
+    def test_one_process_one_name(self, node: NodeThread) -> None:
+        process = node.node.spawn_process()
+        assert node.node.register_name("a", process) is process
+        assert node.node.whereis("a") is process
+        with pytest.raises(ValueError, match="'a' is registered already"):
+            node.node.register_name("a", node.node.spawn_process())
+        with pytest.raises(ValueError, match="as 'a' already"):
+            node.node.register_name("b", process)
+        node.node.unregister_name("a")
+        node.node.unregister_name("a")
+        assert node.node.whereis("a") is None
+        assert process.alive
+        node.node.register_name("a", process)
+        process.exit()
+        assert _until(lambda: node.node.whereis("a") is None)
+
+    @pytest.mark.parametrize("name", ["a b", "", "a@b@c", "ä", "@h"])
+    def test_names_of_nodes_are_checked(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"node name|only letters"):
+            Node(name, cookie="x")
+
+
+class TestLife:
+    def test_a_node_that_does_not_run_says_so(self) -> None:
+        node = Node("a", cookie="x")
+        for use in (
+            lambda: node.process,
+            node.spawn_process,
+            lambda: node.send(Atom("x"), 1),
+            lambda: NodeThread(node).ping("b"),
+        ):
+            with pytest.raises(RuntimeError, match="not running"):
+                use()
+
+    def test_start_and_stop_leave_nothing(self, start: Start) -> None:
+        before = threading.active_count()
+        node = start()
+        assert node.running
+        assert threading.active_count() > before
+        node.stop()
+        assert not node.running
+        assert threading.active_count() == before
+        node.stop()
+
+    def test_a_name_that_is_taken(self, start: Start) -> None:
+        """The error is plain, and nothing is left of the attempt."""
+        node = start()
+        before = threading.active_count()
+        with pytest.raises(NameTaken, match="choose another name"):
+            start(node.node.name)
+        assert threading.active_count() == before
+        assert node.ping(node.node.name) is False  # a node does not dial itself
+
+    def test_one_life(self, start: Start) -> None:
+        node = start()
+        with pytest.raises(RuntimeError, match="running already"):
+            node.start()
+        node.stop()
+        with pytest.raises(RuntimeError, match="one life"):
+            node.start()
+
+    def test_senders_may_outlive_the_node(self, start: Start) -> None:
+        node = start()
+        process = node.node.spawn_process()
+        node.stop()
+        node.node.send(process, 1)
+        process.exit()
+
+    @pytest.mark.anyio
+    async def test_in_the_callers_own_loop(self, epmd: Any) -> None:
+        """As an async context manager; errors of the body come out as they are."""
+        options = {"cookie": COOKIE, "epmd_port": epmd.port, "apply": apply}
+        async with Node(unique_name(), **options) as a, Node(unique_name(), **options) as b:
+            assert await a.call(b.name, "t", "echo", [1]) == 1
+            assert await b.ping(a.name)
+            await a.drain(b.name)
+            await a.drain("no@where")
+        with pytest.raises(KeyError):
+            async with Node(unique_name(), **options):
+                raise KeyError("mine")
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+
+def _a_fun(peer: RawPeer) -> bytes:
+    """The external form of a closure, without the version byte."""
+    free = (
+        bytes((1,))
+        + bytes(16)
+        + (0).to_bytes(4, "big")
+        + (0).to_bytes(4, "big")
+        + encode(Atom("m"), version=False)
+        + encode(0, version=False)
+        + encode(0, version=False)
+        + encode(peer.pid(), version=False)
+    )
+    return bytes((112,)) + (len(free) + 4).to_bytes(4, "big") + free
+
+
+def _until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 10
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
