@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from erllama_py._cache.grade import Grade, Want
+from erllama_py._cache.ram import Extent
 from erllama_py._cache.trie import TOKEN_BYTES, Blob, Node, Payload, walk
 from erllama_py._cache.waiters import wake
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from erllama_py._cache.namespace import Namespace
-    from erllama_py._cache.ram import Extent
     from erllama_py._cache.row import Logits, Row
     from erllama_py._cache.waiters import Waiter
 

@@ -14,22 +14,17 @@ import threading
 from typing import TYPE_CHECKING, Protocol
 
 from erllama_py._backends.base import BLOCK, BackendInfo
-from erllama_py._cache.grade import Grade as StoredGrade
-from erllama_py._cache.grade import last_slice, streamed, whole_chunk
 from erllama_py._cache.lease import Lease, NewLogits, Tail
 from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.policy import should_finish_save
-from erllama_py._cache.ram import Extent as StoredExtent
+from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache
 from erllama_py._engine.frames import (
     Captured,
     Done,
-    Extent,
     Frame,
-    Grade,
     Grants,
     Lookup,
-    Piece,
     Plan,
     Restored,
     Saved,
@@ -115,7 +110,7 @@ class ModelCache:
             self._blocks.clear()
             self._logits.clear()
         for extent in granted:
-            self._cache.release(_stored_extent(extent))
+            self._cache.release(extent)
 
     def replenish(self, life: Wire) -> None:
         """Grant extents up to the target, as far as the quota goes."""
@@ -134,9 +129,8 @@ class ModelCache:
             if reserved is None:
                 break
             self._introduce(reserved.segment, life)
-            extent = Extent(*reserved)
-            granted.add(extent)
-            fresh.append(extent)
+            granted.add(reserved)
+            fresh.append(reserved)
         return fresh
 
     def _introduce(self, index: int, life: Wire) -> None:
@@ -187,11 +181,20 @@ class ModelCache:
             floor=0 if again else self._policy.min_tokens,
             counted=not again,
         )
-        before, request.lease = request.lease, lease
+        with self._lock:
+            # This may run on a timer's thread: meanwhile the request may have ended, or
+            # have been sent to the next life of the process, which asks for itself.
+            late = request.life is not life or request.closed
+            if not late:
+                before, request.lease = request.lease, lease
+        if late:
+            lease.close()
+            return
         if before:
             before.close()
         if not again:
             request.exactness = lease.label
+        request.restoring = [piece.node_id for piece in lease.pieces]
         with self._lock:
             for piece in lease.pieces:
                 self._introduce(piece.extent.segment, life)
@@ -205,15 +208,8 @@ class ModelCache:
             kind=lease.kind,
             prefix_len=lease.prefix_len,
             keep=lease.keep,
-            pieces=[
-                Piece(p.node_id, Extent(*p.extent), p.nbytes, p.crc, p.start, p.end)
-                for p in lease.pieces
-            ],
-            logits=(
-                Stored(Extent(*lease.logits.extent), self._sizes[1], lease.logits.crc)
-                if lease.logits
-                else None
-            ),
+            pieces=lease.pieces,
+            logits=lease.logits and Stored(lease.logits.extent, self._sizes[1], lease.logits.crc),
             canonical=lease.label == "bit" and lease.keep % self._chunk == 0,
             captured=lease.captured,
         )
@@ -222,6 +218,7 @@ class ModelCache:
         """The engine needs the plan's pieces no more."""
         self._cache.counters.add("load_total_ns", frame.load_ns)
         lease, namespace = request.lease, self.namespace
+        request.restoring = []
         if lease is None or namespace is None:
             return
         if frame.bad:
@@ -239,13 +236,13 @@ class ModelCache:
         lease = request.lease
         if lease is None or frame.start < lease.captured:
             # Over already, or computed again after a restore that failed.
-            self._cache.release(_stored_extent(extent))
+            self._cache.release(extent)
             return
         lease.add_block(
             frame.start,
             request.tokens[frame.start : frame.end].tobytes(),
-            self._grade(frame.grade),
-            _stored_extent(extent),
+            frame.grade,
+            extent,
             frame.stored.nbytes,
             frame.stored.crc,
         )
@@ -263,15 +260,13 @@ class ModelCache:
             stored = frame.tail.stored
             tail = Tail(
                 frame.tail.start,
-                _stored_extent(stored.extent),
+                stored.extent,
                 stored.nbytes,
                 stored.crc,
-                self._grade(frame.tail.grade),
+                frame.tail.grade,
             )
         if frame.logits:
-            logits = NewLogits(
-                _stored_extent(frame.logits.extent), frame.logits.crc, frame.canonical
-            )
+            logits = NewLogits(frame.logits.extent, frame.logits.crc, frame.canonical)
         lease = request.lease
         if lease is None:
             for part in (tail, logits):
@@ -296,26 +291,20 @@ class ModelCache:
             request.expected_row = finish_key
         return finish_key
 
-    def closed(self, request: Request) -> None:
-        """The request is over for the engine, one way or the other."""
-        lease, request.lease = request.lease, None
+    def closed(self, request: Request, *, died: bool = False) -> None:
+        """The request holds nothing in the engine any more.
+
+        :param died: the process died with it.  What it was restoring may be why, and is
+            not given to another one.
+        """
+        with self._lock:
+            request.closed = True
+            lease, request.lease = request.lease, None
         if lease is None:
             return
+        if died and request.restoring and self.namespace:
+            self.namespace.quarantine(request.restoring, corrupt=False)
+        request.restoring = []
         if request.expected_row:
             lease.abandon_row(request.expected_row)
         lease.close()
-
-    # -- helpers -------------------------------------------------------------------------------
-
-    def _grade(self, grade: Grade) -> StoredGrade:
-        match grade.kind:
-            case "P":
-                return whole_chunk(self._chunk)
-            case "T":
-                return last_slice(self._chunk, grade.end)
-            case _:
-                return streamed(self._threads)
-
-
-def _stored_extent(extent: Extent) -> StoredExtent:
-    return StoredExtent(extent.segment, extent.offset, extent.size)

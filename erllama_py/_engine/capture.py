@@ -14,8 +14,9 @@ from collections.abc import Callable
 from erllama_py._backends.base import BLOCK, Backend
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.policy import Policy, should_continued_save
+from erllama_py._cache.ram import Extent
 from erllama_py._engine.channel import Sink
-from erllama_py._engine.frames import Captured, Extent, Saved, Stored
+from erllama_py._engine.frames import Captured, Saved, Stored
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.sharedkv import SharedKv
 
@@ -65,7 +66,8 @@ class Recorder:
             self._kv.give_back_block(extent)
             job.capturing = False
             return None
-        number, grade = job.id, job.grade(start, end, self._chunk)
+        threads = self._backend.info.n_threads
+        number, grade = job.id, job.grade(start, end, self._chunk, threads)
 
         def build() -> Captured:
             stored = Stored(extent, written, crc(view[:written]))

@@ -39,7 +39,10 @@ from typing import Any, Final
 import msgspec
 
 from erllama_py._backends.base import BackendConfig, BackendInfo
+from erllama_py._cache.grade import Grade
+from erllama_py._cache.lease import Piece
 from erllama_py._cache.policy import Policy
+from erllama_py._cache.ram import Extent
 from erllama_py.config import GenerateOptions
 
 __all__ = (
@@ -51,10 +54,8 @@ __all__ = (
     "Captured",
     "Closed",
     "Done",
-    "Extent",
     "Failed",
     "Frame",
-    "Grade",
     "Grants",
     "Load",
     "LoadFailed",
@@ -62,7 +63,6 @@ __all__ = (
     "Log",
     "Lookup",
     "Phase",
-    "Piece",
     "Plan",
     "Refused",
     "Restored",
@@ -101,34 +101,6 @@ class Frame(msgspec.Struct, frozen=True, tag=True, tag_field="t", array_like=Tru
 
 
 # -- parts of frames ------------------------------------------------------------------
-
-
-class Extent(msgspec.Struct, frozen=True, array_like=True):
-    """A place in a shared segment, in bytes."""
-
-    segment: int
-    offset: int
-    size: int
-
-
-class Grade(msgspec.Struct, frozen=True, array_like=True):
-    """How a captured run was computed; see the cache index for what each may serve."""
-
-    kind: str
-    """``P`` one whole aligned chunk, alone; ``T`` the last partial cut, alone; ``S`` else."""
-    end: int = 0
-    """For ``T``: the prompt length at which its cut ended."""
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """One packed run to restore: positions [start, end)."""
-
-    node: int
-    extent: Extent
-    nbytes: int
-    crc: int
-    start: int
-    end: int
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True):

@@ -427,7 +427,9 @@ class ModelHost:
             pending.error = self._died(life, reason, "call")
             pending.done.set()
         for request in [*lost, *kept]:
-            self.cache.closed(request)
+            self.cache.closed(request, died=not unloading)
+        for request in kept:
+            request.closed = False
         for request in lost:
             self._fail(request, life, reason)
         for request in [r for r in kept if r.cancelled]:

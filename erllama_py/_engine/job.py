@@ -12,7 +12,7 @@ import time
 from array import array
 
 from erllama_py._backends.base import BLOCK, Sampler
-from erllama_py._engine.frames import Grade
+from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.stops import StopScanner
 from erllama_py.config import GenerateOptions
@@ -129,16 +129,16 @@ class Job:
         """
         return min(len(self.todo), chunk - len(self.ledger) % chunk, budget)
 
-    def grade(self, start: int, end: int, chunk: int) -> Grade:
+    def grade(self, start: int, end: int, chunk: int, threads: int) -> Grade:
         """Grade a run of the ledger by the cuts that computed it."""
         if self.canonical:
             for first, last in self.slices:
                 if first <= start and end <= last and first % chunk == 0:
                     if last - first == chunk:
-                        return Grade("P")
+                        return whole_chunk(chunk)
                     if last == self.prompt_len and self.options.bit:
-                        return Grade("T", last)
-        return Grade("S")
+                        return last_slice(chunk, last)
+        return streamed(threads)
 
     def forget_slices(self) -> None:
         """Drop the cuts whose tokens are all captured, up to the last block's start."""

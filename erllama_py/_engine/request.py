@@ -64,6 +64,10 @@ class Request:
         self.admitted = False
         self.cancelled = False
         self.lease: Lease | None = None
+        self.closed = False
+        """The engine holds nothing for it; a lookup that comes late is not for it."""
+        self.restoring: list[int] = []
+        """Nodes that the engine is restoring."""
         self.expected_row: bytes | None = None
         self.kind = "cold"
         self.prefix_len = 0

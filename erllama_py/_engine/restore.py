@@ -12,7 +12,8 @@ import threading
 import time
 
 from erllama_py._backends.base import Backend, RestoreFailed
-from erllama_py._engine.frames import Piece, Plan, Stored
+from erllama_py._cache.lease import Piece
+from erllama_py._engine.frames import Plan, Stored
 from erllama_py._engine.sharedkv import SharedKv
 
 __all__ = ("BadPiece", "Restore")
@@ -61,7 +62,7 @@ class Restore:
             if intact:
                 self._verified += 1
             else:
-                self._bad = piece.node
+                self._bad = piece.node_id
         return intact and self._verified < len(pieces)
 
     # -- engine thread -----------------------------------------------------------------
@@ -116,6 +117,6 @@ class Restore:
             data = self._kv.view(piece.extent, piece.nbytes)
             backend.unpack(slot, piece.start, piece.end, data)
         except RestoreFailed as error:
-            raise BadPiece(piece.node, corrupt=False) from error
+            raise BadPiece(piece.node_id, corrupt=False) from error
         finally:
             self.spent_ns += time.perf_counter_ns() - began

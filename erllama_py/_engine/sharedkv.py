@@ -12,7 +12,8 @@ import mmap
 import os
 
 from erllama_py._cache.checksum import crc
-from erllama_py._engine.frames import Extent, Stored
+from erllama_py._cache.ram import Extent
+from erllama_py._engine.frames import Stored
 
 __all__ = ("SharedKv",)
 
