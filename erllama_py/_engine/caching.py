@@ -4,8 +4,8 @@ Between a host, which speaks in frames and requests, and the cache, which speaks
 leases and extents.  Three jobs: answer lookups, enter what was captured, and keep the
 model process supplied with extents to capture into.
 
-Everything here runs on the host's reader thread, except a lookup that waits for a row
-in flight, which may run on the cache's timer; a request has one of them at a time.
+Requests are handled on the host's reader thread, except a lookup that waits for a row in
+flight, which may be answered on the cache's timer.  Grants have a thread of their own.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class ModelCache:
         self._blocks: set[Extent] = set()
         self._logits: set[Extent] = set()
         self._segments: set[int] = set()
+        self._life: Wire | None = None
+        self._wanted = threading.Event()
 
     # -- a process comes and goes ----------------------------------------------------------
 
@@ -101,24 +103,42 @@ class ModelCache:
                 engine=tuple(sorted(engine.items())),
             )
         )
-        self.replenish(life)
+        with self._lock:
+            self._life = life
+        self._top_up(life)  # before the first request, so that its captures find room
+        supplier = threading.Thread(
+            target=self._keep_supplied, args=(life,), name="grants", daemon=True
+        )
+        supplier.start()
 
     def detach(self) -> None:
         """Take back what a process that has ended was granted."""
         with self._lock:
+            self._life = None
             granted = self._blocks | self._logits
             self._blocks.clear()
             self._logits.clear()
+        self._wanted.set()
         for extent in granted:
             self._cache.release(extent)
 
-    def replenish(self, life: Wire) -> None:
-        """Grant extents up to the target, as far as the quota goes."""
-        if self.namespace is None:
-            return
-        with self._lock:
-            blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], life)
-            logits = self._grant(self._logits, self._targets[1], self._sizes[1], life)
+    def replenish(self) -> None:
+        """Have spent grants replaced, on a thread of their own.
+
+        A new segment takes tens of milliseconds to reserve, which no stream should wait.
+        """
+        self._wanted.set()
+
+    def _keep_supplied(self, life: Wire) -> None:
+        while self._life is life:
+            self._wanted.wait()
+            self._wanted.clear()
+            self._top_up(life)
+
+    def _top_up(self, life: Wire) -> None:
+        """Grant extents up to the targets, as far as the quota goes."""
+        blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], life)
+        logits = self._grant(self._logits, self._targets[1], self._sizes[1], life)
         if blocks or logits:
             life.send(Grants(blocks, logits))
 
@@ -128,8 +148,14 @@ class ModelCache:
             reserved = self._cache.reserve(size)
             if reserved is None:
                 break
-            self._introduce(reserved.segment, life)
-            granted.add(reserved)
+            with self._lock:
+                gone = self._life is not life
+                if not gone:
+                    self._introduce(reserved.segment, life)
+                    granted.add(reserved)
+            if gone:
+                self._cache.release(reserved)
+                return []
             fresh.append(reserved)
         return fresh
 

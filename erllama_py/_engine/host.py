@@ -317,7 +317,7 @@ class ModelHost:
                 if request is not None:
                     self._handle_request(life, request, frame)
             case Restored() | Closed():
-                self._handle_release(life, frame)
+                self._handle_release(frame)
             case Done() | Failed():
                 self._handle_end(frame)
             case Phase():
@@ -345,10 +345,10 @@ class ModelHost:
                 request.on_token(frame.data, frame.token)
             case Captured():
                 self.cache.captured(request, frame)
-                self.cache.replenish(life)
+                self.cache.replenish()
             case Saved():
                 self.cache.saved(request, frame)
-                self.cache.replenish(life)
+                self.cache.replenish()
             case Lookup():
                 self.cache.lookup(request, frame, life)
             case Accepted():
@@ -360,7 +360,7 @@ class ModelHost:
                     request.exactness = None
                 self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
 
-    def _handle_release(self, life: Life, frame: Restored | Closed) -> None:
+    def _handle_release(self, frame: Restored | Closed) -> None:
         request = self._requests.get(frame.id)
         if request is None:
             return
@@ -372,7 +372,7 @@ class ModelHost:
             self._requests.pop(frame.id, None)
         if not request.over:  # a defect of ours, but nobody may wait for ever
             request.on_error(ErllamaError("closed", "the request ended without a result"))
-        self.cache.replenish(life)
+        self.cache.replenish()
 
     def _handle_end(self, frame: Done | Failed) -> None:
         request = self._requests.get(frame.id)
