@@ -141,6 +141,12 @@ class Connection(asyncio.Protocol):
         """The peer's node name, "" while it is not known."""
         return self.peer.name if self.peer is not None else ""
 
+    @property
+    def address(self) -> str:
+        """The peer's address and port, "?" before there is a socket."""
+        name = self._transport.get_extra_info("peername") if self._transport else None
+        return f"{name[0]}:{name[1]}" if name else "?"
+
     # -- what the owner calls ---------------------------------------------------------
 
     def decide(self, status: Status) -> None:
@@ -388,7 +394,3 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         self._owner.closed(self, reason)
         self.settled.set()
-
-    def get_extra_info(self, name: str) -> Any:
-        """Ask the transport, for example for ``peername``."""
-        return self._transport.get_extra_info(name) if self._transport is not None else None

@@ -16,7 +16,6 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -198,10 +197,6 @@ class Endpoint:
         """True while the epmd on this machine is ours."""
         return self._registrar is not None and self._registrar.server is not None
 
-    def connections(self) -> Iterable[Connection]:
-        """Return the connections that are up."""
-        return list(self._up.values())
-
     def connection(self, node: str) -> Connection | None:
         """Return the connection to a node if it is up."""
         return self._up.get(node)
@@ -352,7 +347,8 @@ class Endpoint:
             log.info("%s is down: %s", name, reason)
             self._owner.peer_down(connection, reason)
         else:
-            log.info("a connection did not come up: %s", reason)
+            who = connection.expected or connection.address
+            log.info("a connection with %s did not come up: %s", who, reason)
 
     def _forget_incoming(self, connection: Connection) -> None:
         for name in [n for n, known in self._incoming.items() if known is connection]:

@@ -21,6 +21,9 @@ __all__ = (
 
 LOOPBACK = "127.0.0.1"
 
+#: A node starts without knowing its own address rather than wait for a broken resolver.
+RESOLVE_TIMEOUT = 3.0
+
 
 def short_host() -> str:
     """Return this machine's name up to the first dot, as ``erl -sname`` uses it."""
@@ -69,7 +72,9 @@ async def listen_addresses(host: str, listen_host: str) -> tuple[list[str], str]
     """
     if listen_host != LOOPBACK:
         return [listen_host], ""
-    found = await addresses(host)
+    found: list[str] = []
+    with anyio.move_on_after(RESOLVE_TIMEOUT):
+        found = await addresses(host)
     local = [address for address in found if is_loopback(address)]
     warning = ""
     if found and not local:

@@ -199,7 +199,7 @@ class ControlParser:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._same = b"\0"  # no term begins so
+        self._same: bytes | None = None
         self._op = Op.SEND
         self._fields: tuple[Any, ...] = ()
 
@@ -208,7 +208,7 @@ class ControlParser:
 
         :raises RemoteProtocolError: not a control message of the table.
         """
-        if body.startswith(self._same):
+        if self._same is not None and body.startswith(self._same):
             return self._message(self._op, self._fields, body, len(self._same))
         op, fields, offset, has_payload = _control(body, self._limits)
         if not has_payload:

@@ -95,12 +95,13 @@ class Client:
         :raises NotConnected: its node cannot be reached.
         """
         name = to.node.name if isinstance(to, Pid) else to[1].name
-        peer = await self.connect(name)
+        await self.connect(name)
         ref = self._node.make_ref()
         future = self._expect(ref)
         self._node.monitor(to, self._down, ref=ref)
         try:
-            self._node.send_to(peer, to, (GEN_CALL, (self._node.process.pid, ref), request))
+            # Behind the monitor on the same connection: if that is gone, 'DOWN' says so.
+            self._node.send(to, (GEN_CALL, (self._node.process.pid, ref), request))
             with anyio.fail_after(seconds):
                 answer = await future
         except TimeoutError:

@@ -34,8 +34,9 @@ class Inbox:
 
     @property
     def here(self) -> bool:
-        """True in the loop's own thread."""
-        return threading.get_ident() == self._thread
+        """True in the loop's own thread, while it takes calls."""
+        # A closed inbox's thread may be gone, and its number another thread's.
+        return not self._closed and threading.get_ident() == self._thread
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -56,9 +57,9 @@ class Inbox:
 
     def close(self) -> None:
         """Run what is queued and take no more.  In the loop's thread."""
-        self._closed = True
-        while self._queue:
+        for _ in range(len(self._queue) // BATCH + 1):
             self._drain()
+        self._closed = True
 
     def _drain(self) -> None:
         self._woken = False

@@ -18,21 +18,17 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
-from erl_bridge.etf import Atom, Limits, Pid, Reference, decode, encode
+from erl_bridge.etf import Atom, Pid, Reference, encode
 from erl_bridge.net.connection import Connection
 from erl_bridge.net.endpoint import Endpoint
 from erl_bridge.net.epmd_client import default_epmd_port
 from erl_bridge.net.hosts import LOOPBACK, full_name
-from erl_bridge.net.limits import NetLimits
-from erl_bridge.proto.control import Op
-from erl_bridge.proto.frames import frame
 from erl_bridge.proto.names import check_node_name
 from erl_bridge.runtime.calls import ApplyHandler, CallContext
 from erl_bridge.runtime.client import Client
@@ -41,13 +37,14 @@ from erl_bridge.runtime.dispatch import Dispatch
 from erl_bridge.runtime.errors import Undef
 from erl_bridge.runtime.gen import GenHandler, GenServer
 from erl_bridge.runtime.inbox import Inbox
+from erl_bridge.runtime.limits import NodeLimits
 from erl_bridge.runtime.monitors import Monitors
 from erl_bridge.runtime.outbound import Outbound
-from erl_bridge.runtime.peer import EMPTY, Peer
+from erl_bridge.runtime.peer import Peer
 from erl_bridge.runtime.process import NOCONNECTION, OnDown, OnMessage, OnSignal, Process
 from erl_bridge.runtime.services import GlobalNameServer, NetKernel, Rex
 
-__all__ = ("Destination", "Node", "NodeLimits")
+__all__ = ("Destination", "Node")
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +52,6 @@ Destination = Pid | Atom | tuple[Atom, Atom] | Process
 """A process, a name registered here, or a name and the node it is registered on."""
 
 PeerListener = Callable[[str, bool, str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeLimits:
-    """What peers may cost."""
-
-    net: NetLimits = field(default_factory=NetLimits)
-    terms: Limits = field(default_factory=Limits)
-    max_requests_per_peer: int = 1024
-    """Calls of one node that run at the same time; further ones fail with system_limit."""
 
 
 def _serves_nothing(_context: CallContext, module: str, function: str, args: list[Any]) -> Any:
@@ -295,7 +282,8 @@ class Node:
         self, to: Destination, payload: bytes, *, sender: Process | None = None
     ) -> None:
         """Do :meth:`send` with a term that is encoded already, version byte first."""
-        self.run_in_loop(self._send, to, payload, sender)
+        target = to.pid if isinstance(to, Process) else to
+        self.run_in_loop(self._outbound.message, target, payload, sender and sender.pid)
 
     def monitor(
         self, to: Destination, callback: OnDown, *, ref: Reference | None = None
@@ -314,13 +302,22 @@ class Node:
         """Take a monitor back; its callback is not called any more."""
         self.run_in_loop(self.monitors.remove, ref)
 
-    def watch_peers(self, callback: PeerListener) -> None:
-        """Call ``callback(node, up, reason)`` in the loop whenever a peer comes or goes."""
+    def watch_peers(self, callback: PeerListener) -> Callable[[], None]:
+        """Call ``callback(node, up, reason)`` in the loop whenever a peer comes or goes.
+
+        :return: a function that ends this.
+        """
         self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
 
     def disconnect(self, name: str) -> None:
         """Close the connection to a peer."""
         self.run_in_loop(self._disconnect, name)
+
+    @property
+    def in_loop(self) -> bool:
+        """True in the thread of the node's event loop, while it runs."""
+        return self._inbox is not None and self._inbox.here
 
     def run_in_loop(self, function: Callable[..., object], *args: Any) -> None:
         """Call ``function`` now if this is the loop's thread, else soon, there."""
@@ -401,10 +398,6 @@ class Node:
         if process.name is not None:
             self._names.pop(process.name, None)
 
-    def send_to(self, peer: Peer, to: Pid | tuple[Atom, Atom], term: Any) -> None:
-        """Send to a process of a given peer, on that connection or not at all."""
-        peer.connection.send(self._message(to, encode(term), self.process.pid))
-
     def home(self, to: Pid | Atom | tuple[Atom, Atom]) -> str:
         """Return the node a destination is on."""
         if isinstance(to, Pid):
@@ -424,7 +417,7 @@ class Node:
         peer = self._peers[connection.name] = Peer(connection, self.limits.terms)
         connection.context = peer
         self._outbound.up(peer.name)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             _call(listener, peer.name, True, "")
 
     def peer_frame(self, connection: Connection, body: bytes) -> None:
@@ -443,31 +436,10 @@ class Node:
             if not request.kept:
                 request.cancel()
         self.monitors.peer_gone(peer)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             _call(listener, peer.name, False, reason)
 
     # -- inside -------------------------------------------------------------------------------
-
-    def _send(self, to: Destination, payload: bytes, sender: Process | None) -> None:
-        if isinstance(to, Process):
-            to = to.pid
-        name = self.home(to)
-        if name == self.name:
-            process = self.local(to)
-            if process is not None:
-                process.deliver(decode(payload), None)
-            return
-        pid = sender.pid if sender is not None else None
-        peer = self._peers.get(name)
-        if peer is not None and isinstance(to, Pid):
-            peer.send(to, payload, pid)
-        elif not isinstance(to, Atom):
-            self._outbound.send(name, self._message(to, payload, pid or self.process.pid))
-
-    def _message(self, to: Pid | tuple[Atom, Atom], payload: bytes, sender: Pid) -> bytes:
-        if isinstance(to, Pid):
-            return frame(encode((int(Op.SEND_SENDER), sender, to)), payload)
-        return frame(encode((int(Op.REG_SEND), sender, EMPTY, to[0])), payload)
 
     def _disconnect(self, name: str) -> None:
         connection = self.endpoint.connection(full_name(name))

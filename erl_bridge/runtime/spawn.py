@@ -150,7 +150,7 @@ def _flags(options: list[Any]) -> int | None:
             return None
         elif option[0] is _MONITOR:
             flags |= SPAWN_MONITORED
-        elif option[0] not in _IGNORED:
+        elif not isinstance(option[0], Atom) or option[0] not in _IGNORED:
             return None
     return flags
 

@@ -72,7 +72,12 @@ class NodeThread:
                 self._stack = stack.pop_all()
 
     def stop(self) -> None:
-        """Stop the node; a node that does not run is no error."""
+        """Stop the node; a node that does not run is no error.
+
+        :raises RuntimeError: called in the node's own thread, which would wait for itself.
+        """
+        if self.node.in_loop:
+            raise RuntimeError(f"{self.node.name} cannot be stopped from one of its own callbacks")
         with self._lock:
             stack, self._stack, self._portal = self._stack, None, None
             if stack is not None:

@@ -61,6 +61,7 @@ class Served:
     def __init__(self, name: str | None = None, **options: Any) -> None:
         options.setdefault("cookie", COOKIE)
         self.seen: queue.Queue[Any] = queue.Queue()
+        self.met = 0
         self.abandoned = threading.Event()
         self.cancelled = threading.Event()
         self.node = Node(name or unique_name("py"), apply=self.apply, **options)
@@ -102,6 +103,8 @@ class Served:
                 return (Atom(context.peer), context.caller, context.group_leader)
             case "t", "wait", [ms]:
                 return self.wait(context, ms)
+            case "t", "meet", [number]:
+                return self.meet(number)
             case "t", "fail", [Atom() as kind, reason]:
                 raise ErlangError(kind.name, reason)  # type: ignore[arg-type]  # the test says which
             case "t", "late_fail", [Atom() as kind, reason]:
@@ -142,6 +145,13 @@ class Served:
             self.cancelled.set()
             raise
         return Atom("waited")
+
+    async def meet(self, number: int) -> Any:
+        """Return when ``number`` callers are here at once."""
+        self.met += 1
+        while self.met < number:  # noqa: ASYNC110  # the test's callers are what is waited for
+            await anyio.sleep(0.005)
+        return (Atom("met"), self.met)
 
     async def late_fail(self, kind: Atom, reason: Any) -> Any:
         await anyio.sleep(0.001)

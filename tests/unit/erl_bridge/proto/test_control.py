@@ -109,6 +109,7 @@ def test_what_is_no_control_message(term: Any) -> None:
     [
         pytest.param(b"", id="nothing"),
         pytest.param(b"\x83", id="no term"),
+        pytest.param(b"\0" + encode(1), id="no version"),
         pytest.param(encode((2, Atom(""), PID)), id="no message"),
         pytest.param(encode((2, Atom(""), PID)) + encode(1) + b"\0", id="more behind it"),
         pytest.param(encode((1, PID, PID)) + encode(1), id="a message too many"),

@@ -189,6 +189,8 @@ class TestSpawns:
             ((Atom("t"), Atom("echo"), 1), [Atom("no_such_option")], [1], "badopt"),
             ((Atom("t"), Atom("echo"), 1), [(Atom("x"), 1)], [1], "badopt"),
             ((Atom("t"), Atom("echo"), 1), [(Atom("link"), 1, 2)], [1], "badopt"),
+            ((Atom("t"), Atom("echo"), 1), [([], 1)], [1], "badopt"),
+            ((Atom("t"), Atom("echo"), 1), [1], [1], "badopt"),
             ((Atom("t"), Atom("echo"), 2), [], [1], "badarg"),
             ((Atom("t"), Atom("echo"), 1), [], Atom("x"), "badarg"),
             ((Atom("erpc"), Atom("execute_call"), 4), [], [1, 2, 3, 4], "badarg"),
@@ -503,6 +505,31 @@ class TestLife:
         node.stop()
         with pytest.raises(RuntimeError, match="one life"):
             node.start()
+
+    def test_a_callback_cannot_stop_its_node(
+        self, node: NodeThread, seen: queue.Queue[Any]
+    ) -> None:
+        def stop(_message: Any) -> None:
+            try:
+                node.stop()
+            except RuntimeError as error:
+                seen.put(str(error))
+
+        node.node.send(node.node.spawn_process(stop), 1)
+        assert "one of its own callbacks" in seen.get(timeout=5)
+        assert node.running
+
+    def test_who_watches_peers_can_stop(
+        self, node: NodeThread, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        end = node.node.watch_peers(lambda *what: seen.put(what))
+        first = raw(node)
+        assert seen.get(timeout=5) == (first.name, True, "")
+        end()
+        second = raw(node)
+        second.call("t", "echo", [1])
+        second.result()
+        assert seen.empty()
 
     def test_senders_may_outlive_the_node(self, start: Start) -> None:
         node = start()
