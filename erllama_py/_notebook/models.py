@@ -69,7 +69,9 @@ class Models:
         """What a cell talks to that names no model: the one in use, else the newest."""
         if self._current is not None and _alive(self._current):
             return self._current
-        return next(reversed(self.loaded()), None)
+        # What is being restarted is not among the loaded; cells wait for it all the same.
+        candidates = [*filter(_alive, self._asked), *self.loaded()]
+        return candidates[-1] if candidates else None
 
     def find(self, name: str | None) -> str:
         """Return the id that a cell means.

@@ -146,7 +146,7 @@ def _end_words(reply: Reply) -> str:
     if reply.finish_reason != "length":
         return reply.finish_reason
     if count >= reply.limit:
-        return f"stopped at the limit of {_count(reply.limit, 'token')} (--max N for more)"
+        return f"stopped at the limit of {_count(reply.limit, 'token')} (--max)"
     return "length: the context is full"
 
 

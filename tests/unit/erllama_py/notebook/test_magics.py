@@ -52,7 +52,7 @@ def test_a_cell_is_one_chat_message(shell: Any, stub: Any, spy: Spy) -> None:
     assert spy.chats == [{"messages": [{"role": "user", "content": "hello there"}]}]
     assert reply == shell.ip.user_ns["_erllama"].text != ""
     assert "cold" in summary
-    assert "stopped at the limit of 3 tokens (--max N for more)" in summary
+    assert "stopped at the limit of 3 tokens (--max)" in summary
 
 
 def test_the_reply_is_displayed_once_with_its_metadata(shell: Any, stub: Any) -> None:
