@@ -12,6 +12,7 @@ tick is doing, so a core that dies by ``kill -9`` leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -81,8 +82,8 @@ class Worker:
                     self._plan(frame)
                 case Cancel():
                     if scheduler := self._scheduler:
-                        number = frame.id
-                        scheduler.mailbox.put(lambda: scheduler.cancel(number))  # noqa: B023
+                        # Bound now: by the time it runs, the next frame may be here.
+                        scheduler.mailbox.put(functools.partial(scheduler.cancel, frame.id))
                 case Call():
                     self._call(frame)
                 case Grants():

@@ -151,6 +151,19 @@ def test_cancel_in_prefill_keeps_what_was_computed() -> None:
         assert api.complete(model, "still there", {"response_tokens": 1})["generated"]
 
 
+def test_many_cancelled_at_once_all_end() -> None:
+    """While a tick runs they all wait for the engine together."""
+    with stub_model(stub_opts={"step_delay_ms": 50}, context_opts={"n_seq_max": 2}) as model:
+        streams = [api.infer(model, [1], {"response_tokens": 500}) for _ in range(4)]
+        wait_for(lambda: api.queue_depth(model) == 2)
+        for stream in streams:
+            stream.cancel()
+        for stream in streams:
+            done = record(stream)[-1]
+            assert done.stats is not None
+            assert done.stats["cancelled"] is True
+
+
 def test_cancelling_twice_late_or_unknown_is_ok() -> None:
     with stub_model() as model:
         stream = api.infer(model, [1], {"response_tokens": 1})
