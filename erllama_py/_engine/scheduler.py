@@ -202,15 +202,21 @@ class Scheduler:
         """Start from nothing: no plan, or one that could not be restored."""
         job.stage = Stage.RUN
         job.captured = 0
-        if not job.admitted and self._policy:
-            job.cold_row = cold_save_split(job.prompt_len, self._policy)
         self._admit(job, "cold", 0)
 
     def _admit(self, job: Job, kind: str, prefix_len: int) -> None:
-        """Tell the core how a request was admitted, once; a preempted one stays admitted."""
-        if not job.admitted:
-            job.admitted = True
-            self._out.put(Admitted(job.id, kind, prefix_len))
+        """Tell the core how a request was admitted, once; a preempted one stays admitted.
+
+        What it adds to what was found gets a row at the prompt's boundary: without one,
+        a repeat of a prompt that shares its head with another would never be exact.
+        """
+        if job.admitted:
+            return
+        job.admitted = True
+        self._out.put(Admitted(job.id, kind, prefix_len))
+        boundary = cold_save_split(job.prompt_len, self._policy) if self._policy else None
+        if boundary is not None and boundary > prefix_len:
+            job.cold_row = boundary
 
     def _begin_restore(self, job: Job, restore: Restore) -> None:
         plan = restore.plan

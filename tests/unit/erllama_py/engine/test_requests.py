@@ -343,3 +343,16 @@ def test_a_models_stream_yields_text_and_stops_when_left() -> None:
         for _ in model.stream("a b", response_tokens=1000):
             break
         wait_for(lambda: api.queue_depth(model) == 0)
+
+
+def test_a_prompt_that_shares_its_head_is_exact_the_second_time() -> None:
+    head = list(range(100, 300))
+    with stub_model() as model:
+        record(api.infer(model, [*head, 1, 2, 3], {"response_tokens": 2}))
+        prompt = [*head, 7, 8, 9]
+        kinds = []
+        for _ in range(2):
+            done = record(api.infer(model, prompt, {"response_tokens": 2}))[-1]
+            assert done.stats is not None
+            kinds.append(done.stats["cache_hit_kind"])
+    assert kinds == ["partial", "exact"]
