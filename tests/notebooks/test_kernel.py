@@ -116,8 +116,11 @@ def test_a_cell_that_fails_stops_run_all(how: str, notebook: Kernel) -> None:
         "error": "%%erllama --model nobody\nhi",
         "refusal": "%%erllama",
     }[how]
+    # Both must be queued before the first one fails: what comes later is not aborted.
+    busy = notebook.start("import time; time.sleep(0.5)")
     first = notebook.start(code)
     second = notebook.start("ran = True")
+    busy.finish()
     if how == "interrupt":
         wait_for(first, "update_display_data", 2)
         notebook.interrupt()
