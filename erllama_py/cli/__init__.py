@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def node(
             for line in pasting.lines(served, source, ids[0] if ids else None):
                 click.echo(line)
             click.echo("Ctrl-C ends it.")
-            signal.pause()
+            while True:  # signal.pause() sleeps through a Ctrl-C that comes just before it
+                time.sleep(1.0)
     except KeyboardInterrupt:
         click.echo(f"\n{name} ends")
     finally:
