@@ -120,7 +120,7 @@ class _Functions(GenHandler):
     def handle_call(self, request: Any, caller: Caller) -> Awaitable[Any] | Any:
         """Apply the function named by the request."""
         match request:
-            case (Atom() as function, *args):
+            case (Atom() as function, *args) if type(request) is tuple:  # a list is no request
                 return self._serve(caller, function, args)
             case Atom():
                 return self._serve(caller, request, [])

@@ -193,6 +193,11 @@ def test_unloading_the_dead_is_ok_and_the_unknown_not_found(node: ErllamaNode) -
         ("infer", [[], {}, CALLER], Atom("empty_prompt")),
         ("infer", [[1] * 600, {}, CALLER], Atom("context_overflow")),
         ("apply_chat_template", [{Atom("messages"): 5}], Atom("badarg")),
+        (
+            "apply_chat_template",
+            [{Atom("messages"): [{Atom("role"): Atom("user"), Atom("content"): b"x"}]}],
+            Atom("badarg"),
+        ),
         ("embed", [[1]], Atom("not_supported")),
     ],
 )
@@ -284,13 +289,12 @@ def test_any_call_is_answered_with_a_term_or_one_of_erlangs_failures(
     args = [data.draw(by_kind[kind] if data.draw(st.integers(0, 9)) else terms) for kind in clause]
     taken = head_of(function, args) is not None
     before = {info["id"] for info in api.list_models()}
+    failure: ErlangError | None = None
     try:
         value = call(node, function, *args)
     except ErlangError as error:
         failure = error
         value = (error.reason, error.stack)
-    else:
-        failure = None
     encode(value)
     if failure is None:
         assert taken
