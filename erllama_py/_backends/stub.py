@@ -23,7 +23,7 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeGuard
 
 from erllama_py._backends.base import (
     BLOCK,
@@ -41,6 +41,7 @@ from erllama_py._backends.base import (
 )
 from erllama_py._backends.phash2 import phash2_binary, phash2_embed
 from erllama_py._backends.rows import check_row_number, check_rows
+from erllama_py.types import Atom
 
 __all__ = ("StubBackend", "StubSampler", "embed", "render_chat")
 
@@ -294,13 +295,12 @@ def _token_of(sampler: Sampler) -> int:
     return sampler.token
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, (str, bytes, bytearray))
+def _is_text(value: Any) -> TypeGuard[str | bytes | bytearray]:
+    """Whether it is a binary in Erlang: an atom's name is no text."""
+    return isinstance(value, (str, bytes, bytearray)) and not isinstance(value, Atom)
 
 
 def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
+    if _is_text(value):
+        return value.encode() if isinstance(value, str) else bytes(value)
     raise BackendError("badarg", f"text was expected, not {type(value).__name__}")

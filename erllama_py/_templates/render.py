@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from erllama_py._backends.base import BackendError, BackendInfo
 from erllama_py._backends.stub import render_chat as render_for_stub
 from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.types import Atom
 
 __all__ = ("render_chat", "render_request")
 
@@ -84,9 +85,9 @@ def _message(number: int, item: Any) -> dict[str, str]:
     if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
         raise ErllamaError("badarg", f"message {number} needs a role and a content")
     role, content = item["role"], item["content"]
-    if not isinstance(role, (str, bytes)):
+    if not _is_text(role):
         raise ErllamaError("badarg", f"the role of message {number} must be a text, not {role!r}")
-    if not isinstance(content, (str, bytes)):
+    if not _is_text(content):
         raise ErllamaError(
             "invalid_content", f"the content of message {number} is not a text: {content!r}"
         )
@@ -96,17 +97,22 @@ def _message(number: int, item: Any) -> dict[str, str]:
 def _system_text(request: Mapping[str, Any]) -> str | None:
     """Join the system text and the list of tools as the original does."""
     system, tools = request.get("system"), request.get("tools")
-    parts = [_text(system)] if isinstance(system, (str, bytes)) and system != "undefined" else []
+    parts = [_text(system)] if _is_text(system) else []
     if isinstance(tools, (list, tuple)):
         lines = ["Available tools:"]
         for tool in tools:
-            if isinstance(tool, Mapping) and isinstance(tool.get("name"), (str, bytes)):
+            if isinstance(tool, Mapping) and _is_text(tool.get("name")):
                 line = f"  - {_text(tool['name'])}"
-                if isinstance(tool.get("description"), (str, bytes)):
+                if _is_text(tool.get("description")):
                     line += f": {_text(tool['description'])}"
                 lines.append(line)
         parts.append("\n".join(lines) + "\n")
     return "\n\n".join(parts) if parts else None
+
+
+def _is_text(value: Any) -> TypeGuard[str | bytes]:
+    """Whether it is a binary in Erlang: an atom's name, such as undefined, is no text."""
+    return isinstance(value, (str, bytes)) and not isinstance(value, Atom)
 
 
 def _text(value: str | bytes) -> str:
