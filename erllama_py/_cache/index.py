@@ -346,6 +346,8 @@ class Index:
         rows, payload.needed = payload.needed, set()
         for row in rows:
             self._release_wants(row)
+        # It may have been the one that was being read, and kept its node from eviction.
+        self.queue.offer(payload.node)
 
     def _release_wants(self, row: Row) -> None:
         """A row is no longer exact at ``bit``: free what was kept for that alone."""

@@ -276,3 +276,17 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestMachine = Machine.TestCase
+
+
+def test_a_node_whose_read_payload_is_dropped_can_still_be_evicted():
+    """Found by the machine: the other payload stayed for ever."""
+    machine = Machine()
+    first = machine.begin(ids=[0] * 8, exactness="token", chunk=8, threads=THREADS, alone=True)
+    machine.compute(first, reply=[0] * 8, rows=False, logits=False)
+    machine.prefill(ids=[0] * 8, exactness="token", chunk=16, threads=THREADS, alone=True)
+    machine.end(first)
+    machine.evict(target_bytes=1)
+    second = machine.begin(ids=[0] * 3, exactness="token", chunk=8, threads=THREADS, alone=True)
+    machine.evict(target_bytes=1)
+    machine.fail(second, which=0, corrupt=False)
+    machine.teardown()
