@@ -24,6 +24,14 @@ __all__ = (
     "start_process",
 )
 
+SPIN_COUNT = "1000"
+"""How often an engine thread looks for work before it sleeps; libgomp's own is 300 000.
+
+The long spin costs most where it gains least: beside one busy core, 256 tokens on two
+threads prefill in 5.0 s with it and 2.2 s without (measured); on an idle machine both
+take 0.75 s and decode at 130 tokens/s.  Not spinning at all decodes at 46 tokens/s.
+"""
+
 _STDERR_LINES = 40
 _END_TIMEOUT_S = 5.0
 _SOURCE = str(Path(__file__).resolve().parents[2])
@@ -156,7 +164,10 @@ def child_environment() -> dict[str, str]:
     ``sys.path``.
     """
     paths = filter(None, [_SOURCE, os.environ.get("PYTHONPATH")])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    return environment
 
 
 def start_process() -> tuple[Running, socket.socket]:

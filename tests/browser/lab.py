@@ -70,7 +70,6 @@ def lab(folder: Path) -> Iterator[Lab]:
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "OMP_WAIT_POLICY": "passive",
     }
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -121,8 +121,7 @@ class Kernel:
 @contextlib.contextmanager
 def kernel(**variables: str) -> Iterator[Kernel]:
     """Start a kernel with the extension loaded."""
-    # A model whose threads spin while they wait would take the cores from everything else.
-    env = os.environ | {"OMP_WAIT_POLICY": "passive"} | variables
+    env = os.environ | variables
     manager = KernelManager(kernel_name="python3", transport="ipc")
     manager.start_kernel(env=env)
     client = manager.client()

@@ -21,7 +21,7 @@ class Terminal:
 
     def __init__(self) -> None:
         options = ["-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"]
-        env = os.environ | {"TERM": "dumb", "NO_COLOR": "1", "OMP_WAIT_POLICY": "passive"}
+        env = os.environ | {"TERM": "dumb", "NO_COLOR": "1"}
         self.child = pexpect.spawn(
             sys.executable, [*options, "--colors=NoColor"], encoding="utf-8", timeout=90, env=env
         )
