@@ -120,6 +120,28 @@ def test_the_same_tests_on_otp_28(shim: Path, env: dict[str, str], erl28: str, e
     assert "All " in printed
 
 
+def test_a_rebar3_project(shim: Path, node: ErllamaNode, erl25: str, tmp_path: Path) -> None:
+    """A project that has it as a checkout, built without a network, configured as it says."""
+    files = {
+        "rebar.config": "{deps, [erllama]}.",
+        "src/my_app.app.src": """
+            {application, my_app,
+                [{description, ""}, {vsn, "1"}, {applications, [kernel, stdlib, erllama]}]}.
+        """,
+        "src/my_app.erl": "-module(my_app). -export([f/0]). f() -> erllama:counters().",
+        "sys.config": f"[{{erllama, [{{node, '{node.name}'}}, {{cookie, '{COOKIE}'}}]}}].",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "_checkouts").mkdir()
+    (tmp_path / "_checkouts" / "erllama").symlink_to(shim)
+    run([found("rebar3"), "compile"], tmp_path)
+    beams = [str(path) for path in (tmp_path / "_build/default").glob("*/*/ebin")]
+    code = "{ok, _} = application:ensure_all_started(my_app), 20 = map_size(my_app:f()), halt()."
+    run([erl25, "-noshell", "-config", "sys", "-pa", *beams, "-eval", code], tmp_path)
+
+
 def test_a_mix_project(shim: Path, env: dict[str, str]) -> None:
     """A project of Elixir's that has the application as a dependency by path."""
     rebar3 = found("rebar3")

@@ -190,6 +190,12 @@ def arity(args: str) -> int:
     return commas + 1 if args else 0
 
 
+def test_ping(llm: Serving) -> None:
+    assert (
+        llm.eval("{net_adm:ping(N), lists:member(N, nodes(hidden)), nodes()}") == "{pong,true,[]}"
+    )
+
+
 CAUGHT = "try {value, %s} catch C:R -> {C, R} end"
 NOT_FOUND = '{noproc,{erllama_model,not_found,<<"nobody">>}}'
 
