@@ -462,14 +462,14 @@ class ModelHost:
             "the file is probably damaged: compare its checksum with the publisher's",
         )
 
-    def _died(self, life: Life, reason: Any, call: str) -> ModelGone:
+    def _died(self, life: Life | None, reason: Any, call: str) -> ModelGone:
         return ModelGone(
             (
                 reason,
                 (
                     Atom("gen_statem"),
                     Atom("call"),
-                    [life.pid, Atom(call), Atom("infinity")],
+                    [life.pid if life else None, Atom(call), Atom("infinity")],
                 ),
             ),
             f"the model {self.id!r} ended ({_say(reason)}) while the call waited",
@@ -488,7 +488,6 @@ class ModelHost:
                 )
             )
         else:
-            assert life is not None
             request.on_error(self._died(life, reason, request.mode))
 
     def _fail_all(self, reason: Any) -> None:
@@ -497,9 +496,7 @@ class ModelHost:
             requests = list(self._requests.values())
             self._requests.clear()
         for request in requests:
-            request.on_error(
-                ErllamaError((Atom("unloaded"), reason), f"the model {self.id!r} was unloaded")
-            )
+            self._fail(request, None, reason)
 
 
 def _reason(value: Any) -> Any:
