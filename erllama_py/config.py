@@ -112,7 +112,7 @@ def invalid(key: str, value: Any, expected: str) -> ErllamaError:
 
 
 def parse_load(config: Mapping[str, Any]) -> LoadConfig:
-    """Check a load config (spec: load-config).
+    """Check a load config (docs/reference/load-config.md).
 
     :raises BadCall: not a mapping.
     :raises ErllamaError: ``{badkey, model_path}``; ``undef`` for an unknown backend;
@@ -164,7 +164,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
 def parse_request(
     options: Mapping[str, Any], exactness: str, default_tokens: int | None
 ) -> RequestOptions:
-    """Check the option map of a request (spec: api, complete/3; scheduler, sampler).
+    """Check the option map of a request.
 
     Sampler values of the wrong type count as absent, as in the original; what would
     change the result unseen (``seed``, ``grammar``) is refused.

@@ -67,7 +67,7 @@ HEADS: Final[Mapping[str, tuple[tuple[Kind, ...], ...]]] = {
     "counters": ((),),
     "vram_info": ((),),
 }
-"""Each function's clauses, as the kinds of their arguments (spec: api, section 2)."""
+"""Each function's clauses, as the kinds of their arguments in erllama 0.3.0."""
 
 FUNCTIONS: Final = frozenset(
     (name, len(clause)) for name, clauses in HEADS.items() for clause in clauses

@@ -3,8 +3,7 @@
 A block is captured in the tick that completes it, which costs a fraction of a
 millisecond and leaves nothing to pack when the request ends but a tail.  Rows have the
 original's moments: *cold* at the trimmed and aligned length of a prompt that was
-prefilled, *continued* every so many decoded tokens, *finish* at the end (spec: cache,
-saves).
+prefilled, *continued* every so many decoded tokens, *finish* at the end.
 """
 
 from __future__ import annotations

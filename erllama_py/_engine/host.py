@@ -2,7 +2,7 @@
 
 A host outlives its model process.  Each *life* of the process has its own pid and its
 own reader thread; when a life ends unasked, running requests fail, queued ones wait,
-and the process is started again under the same id (design: "Restart")::
+and the process is started again under the same id (docs/design/model-process.md)::
 
     loading --Loaded--> up --process ends--> restarting --Loaded--> up
        |                 |                        |

@@ -5,7 +5,7 @@ that has a token pending, then prefill slices while the batch has room.  Decodin
 keeps running streams smooth; a slice is at most one chunk, so no prompt holds up the
 others for longer than that.
 
-Rules that everything here keeps (design: "Context and memory"):
+Rules that everything here keeps (docs/design/scheduler.md):
 
 * FIFO.  The head of the queue is admitted when a slot and its cells are free; nothing
   overtakes it.

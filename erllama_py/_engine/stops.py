@@ -2,7 +2,7 @@
 
 Fragments are bytes and may split characters and stop strings anywhere.  While no
 entry has matched, the last M - 1 bytes are held back, M being the longest entry's
-length: they may be the beginning of a match (spec/scheduler.md section 8).
+length: they may be the beginning of a match.
 
 Which match wins is a recorded choice where the documentation and the original part:
 the leftmost position first, and at one position the order of the caller's list.
