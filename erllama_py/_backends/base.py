@@ -168,7 +168,9 @@ class BackendInfo(msgspec.Struct, frozen=True):
     """Text of the beginning-of-sequence token, for chat templates; may be empty."""
     eos: str
     identity: dict[str, str]
-    """Everything besides the model file that changes KV content: see docs/design/cache.md.  Not n_ctx, n_batch, n_seq_max: blocks are bit-equal across them."""
+    """Everything besides the model file that changes KV content (docs/design/cache.md).
+
+    Not n_ctx, n_batch, n_seq_max: blocks are bit-equal across them."""
     description: str
     """One line for people: family, size, quantisation."""
 
