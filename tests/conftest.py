@@ -9,12 +9,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 
 HOME = Path(tempfile.mkdtemp(prefix="erllama-home-"))
+
+# A shell's background job ignores SIGINT, and what tests start and interrupt would inherit
+# that; a handler of ours becomes the default again in them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HOME"] = str(HOME)
 for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
