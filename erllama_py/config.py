@@ -93,6 +93,10 @@ class GenerateOptions(msgspec.Struct, frozen=True):
     stop_sequences: tuple[bytes, ...] = ()
     bit: bool = False
     """Exactness ``bit``: computed alone, so that warm equals cold bit for bit."""
+    cached: bool = True
+    """False: nothing is looked up for the request, and nothing of it stored."""
+    trace: bool = False
+    """Keep the logits every token is drawn from, for a comparison."""
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -260,6 +264,7 @@ def _context_options(options: Mapping[str, Any]) -> ContextOptions:
         flash_attn=_enum({"flash_attn": flash}, "flash_attn", ("true", "false", "auto"), "auto"),
         type_k=_enum(options, "type_k", types, "f16"),
         type_v=_enum(options, "type_v", types, "f16"),
+        swa_full=_flag(options, "swa_full", default=False),
     )
 
 

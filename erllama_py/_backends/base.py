@@ -106,6 +106,8 @@ class ContextOptions(msgspec.Struct, frozen=True):
     """``true``, ``false`` or ``auto``: on, or off where the engine refuses it."""
     type_k: str = "f16"
     type_v: str = "f16"
+    swa_full: bool = False
+    """Keep all cells of a sliding window's layers, not only the window's."""
 
 
 class StubOptions(msgspec.Struct, frozen=True):
@@ -173,6 +175,9 @@ class BackendInfo(msgspec.Struct, frozen=True):
     Not n_ctx, n_batch, n_seq_max: blocks are bit-equal across them."""
     description: str
     """One line for people: family, size, quantisation."""
+    whole_rows: bool = False
+    """Without ``blocks``: a whole sequence packs and restores bit for bit, at its exact
+    length (recurrent and hybrid models)."""
 
 
 class SamplerOptions(msgspec.Struct, frozen=True):

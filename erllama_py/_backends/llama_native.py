@@ -181,7 +181,7 @@ class ContextHandle:
         params.type_k = _named("type_k", options.type_k, _KV_TYPES)
         params.type_v = _named("type_v", options.type_v, _KV_TYPES)
         params.kv_unified = True
-        params.swa_full = False
+        params.swa_full = options.swa_full
         params.no_perf = True
         self.pointer: Any = None
         point = native_log.mark()

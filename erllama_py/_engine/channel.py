@@ -21,7 +21,7 @@ from erllama_py._engine.frames import (
     MAX_FRAME,
     AnyFrame,
     Frame,
-    Segment,
+    carries_descriptor,
     decode_frame,
     encode_frame,
 )
@@ -95,7 +95,7 @@ class Channel:
         while True:
             while (frame := self._next()) is not None:
                 # The kernel never delivers a descriptor later than its first byte.
-                yield frame, (self._fds.popleft() if isinstance(frame, Segment) else None)
+                yield frame, (self._fds.popleft() if carries_descriptor(frame) else None)
             try:
                 data, fds, _flags, _address = socket.recv_fds(self._sock, _READ, _MAX_FDS)
             except OSError:

@@ -55,6 +55,7 @@ __all__ = (
     "Closed",
     "Done",
     "Failed",
+    "Forget",
     "Frame",
     "Grants",
     "Load",
@@ -67,11 +68,14 @@ __all__ = (
     "Refused",
     "Restored",
     "Saved",
+    "SavedWhole",
     "Segment",
     "Stop",
     "Stored",
     "Submit",
     "Token",
+    "Trace",
+    "carries_descriptor",
     "decode_frame",
     "encode_frame",
     "pack_tokens",
@@ -123,10 +127,21 @@ class Load(Frame, frozen=True):
 
 
 class Segment(Frame, frozen=True):
-    """A shared segment; its descriptor comes with the frame."""
+    """Where extents lie: shared memory, or a file of a tier; its descriptor comes along.
+
+    Memory is mapped.  A file is only ever read at an offset: a mapped one that somebody
+    cuts is a SIGBUS, a read of it is merely short.
+    """
 
     index: int
     size: int
+    file: bool = False
+
+
+class Forget(Frame, frozen=True):
+    """No plan will name this segment again."""
+
+    index: int
 
 
 class Grants(Frame, frozen=True):
@@ -239,6 +254,10 @@ class Restored(Frame, frozen=True):
     corrupt: bool
     load_ns: int
     """Time spent unpacking."""
+    read_ns: int = 0
+    """Time spent reading and verifying, most of it beside other work."""
+    shared: int = 0
+    """Tokens taken over from a live sequence of the context instead of restored."""
 
 
 class Token(Frame, frozen=True):
@@ -279,6 +298,33 @@ class Saved(Frame, frozen=True):
     canonical: bool
 
 
+class SavedWhole(Frame, frozen=True):
+    """A row whose KV is one payload, of a model whose sequences cannot be cut.
+
+    The payload comes as a descriptor of anonymous memory, ``nbytes`` from its start: how
+    much it takes is only known when it is packed.
+    """
+
+    id: int
+    reason: str
+    length: int
+    nbytes: int
+    crc: int
+    logits: Stored | None
+    canonical: bool
+    pack_ns: int
+
+
+class Trace(Frame, frozen=True):
+    """The logits every token was drawn from, of a request with ``trace`` set.
+
+    ``rows`` of them as float32, in a descriptor of anonymous memory.  Comes before Done.
+    """
+
+    id: int
+    rows: int
+
+
 class Done(Frame, frozen=True):
     """The reply is complete.  ``saving``: a finish row will follow in ``Saved``."""
 
@@ -301,9 +347,14 @@ class Failed(Frame, frozen=True):
 
 
 class Closed(Frame, frozen=True):
-    """The request holds nothing any more; extents it did not use come back."""
+    """The request holds nothing any more; extents it did not use come back.
+
+    What its prefill took, where it had the engine to itself, is a measure for others.
+    """
 
     id: int
+    prefill_ns: int = 0
+    prefill_tokens: int = 0
 
 
 class Phase(Frame, frozen=True):
@@ -337,6 +388,7 @@ class Log(Frame, frozen=True):
 AnyFrame = (
     Load
     | Segment
+    | Forget
     | Grants
     | Submit
     | Plan
@@ -352,6 +404,8 @@ AnyFrame = (
     | Token
     | Captured
     | Saved
+    | SavedWhole
+    | Trace
     | Done
     | Failed
     | Closed
@@ -364,6 +418,14 @@ AnyFrame = (
 LENGTH: Final = struct.Struct(">I")
 MAX_FRAME: Final = 256 << 20
 """A prompt of a million tokens is 4 MB; anything near this is a broken peer."""
+
+_WITH_DESCRIPTOR: Final = (Segment, SavedWhole, Trace)
+
+
+def carries_descriptor(frame: Frame) -> bool:
+    """Whether a descriptor travels beside this frame."""
+    return isinstance(frame, _WITH_DESCRIPTOR)
+
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(AnyFrame)
