@@ -16,6 +16,9 @@ __all__ = ("crc",)
 _EMPTY: Final = 0
 
 
-def crc(data: bytes | bytearray | memoryview) -> int:
-    """Return the CRC-32C of ``data`` as an unsigned 32-bit number."""
-    return int(crc32c.crc32c(data, _EMPTY))
+def crc(data: bytes | bytearray | memoryview, before: int = _EMPTY) -> int:
+    """Return the CRC-32C of ``data`` as an unsigned 32-bit number.
+
+    :param before: the sum of what comes before ``data``.
+    """
+    return int(crc32c.crc32c(data, before))
