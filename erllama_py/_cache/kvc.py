@@ -57,6 +57,7 @@ from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
 
 __all__ = (
+    "FIXED_BYTES",
     "HEADER_BYTES",
     "HITS_OFFSET",
     "MODES",
@@ -66,6 +67,8 @@ __all__ = (
     "Kvc",
     "Meta",
     "build",
+    "check_crc",
+    "check_key",
     "header",
     "hits_of",
     "key_of",
