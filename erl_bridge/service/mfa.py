@@ -1,8 +1,8 @@
 """What peers may call: the MFA table.
 
 A real node that accepts a cookie gives its peer everything; this one gives what is in
-the table (:mod:`erl_bridge.service.heads`), and every other module, function or arity is
-``undef``.
+the tables (:mod:`erl_bridge.service.heads`, :mod:`erl_bridge.service.modules`), and every
+other module, function or arity is ``undef``.
 
 Functions that only read run in the event loop; those that ask the model process, or load
 one, run in worker threads; completions need no thread while they run.  A completion whose
@@ -22,6 +22,7 @@ from erl_bridge.etf import Atom, Reference
 from erl_bridge.runtime import CallContext, ErlangError, Undef
 from erl_bridge.service.convert import Converter, NotAModel, chat_request
 from erl_bridge.service.heads import FUNCTIONS, head_of
+from erl_bridge.service.modules import MODULES
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
 from erllama_py import api
@@ -99,6 +100,8 @@ class Table:
         :raises ErlangError: it exits or fails.
         """
         which = (function, len(args))
+        if served := MODULES.get(module, {}).get(which):
+            return self._elsewhere(served, module, function, args)
         if module != _ERLLAMA.name or which not in FUNCTIONS:
             raise Undef(module, function, args)
         kinds = head_of(function, args)
@@ -180,6 +183,20 @@ class Table:
         if isinstance(outcome, ErllamaError):
             raise outcome
         return self._converter.result(outcome)
+
+    async def _elsewhere(
+        self, served: Function, module: str, function: str, args: list[Any]
+    ) -> Any:
+        """Apply a function of one of the original's other modules."""
+        convert = self._converter
+        try:
+            return convert.to_term(await self._in_thread(served, *map(convert.to_python, args)))
+        except ErllamaError as error:
+            reason = convert.to_term(error.reason)
+            if isinstance(error, BadCall):
+                where = (Atom(module), Atom(function), args, list[Any]())
+                raise ErlangError("error", reason, [where]) from error
+            return _ERROR, reason
 
     # -- helpers -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any
 from erllama_py._cache.store import Cache
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.host import ModelHost, model_gone
+from erllama_py._engine.pressure import PressureScheduler, environment_config
 from erllama_py.config import cache_quota, parse_load
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, next_serial
@@ -36,6 +37,7 @@ class Core:
         self._pids: dict[ModelPid, ModelHost] = {}
         self._watchers: list[Watcher] = []
         self._cache: Cache | None = None
+        self._pressure: PressureScheduler | None = None
 
     @property
     def cache(self) -> Cache:
@@ -45,6 +47,21 @@ class Core:
                 self._cache = Cache(cache_quota())
             return self._cache
 
+    @property
+    def pressure(self) -> PressureScheduler:
+        """The pressure scheduler, made at first use; a load is one.
+
+        :raises ErllamaError: ``ERLLAMA_SCHEDULER`` is set to what cannot be.
+        """
+        with self._lock:
+            if self._pressure is None:
+                self._pressure = PressureScheduler(self._evict_bytes, environment_config())
+            return self._pressure
+
+    def _evict_bytes(self, target: int, tiers: tuple[str, ...]) -> tuple[int, int]:
+        """Free bytes of the tiers there are: memory."""
+        return self.cache.evict_bytes(target) if "ram" in tiers else (0, 0)
+
     def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
         """Load a model and return its id, made up where none is given.
 
@@ -52,6 +69,7 @@ class Core:
             usable.
         """
         parsed = parse_load(config)
+        _ = self.pressure  # enabled by the environment, it is needed from the first model on
         name = f"erllama_model_{next_serial()}" if model_id is None else model_id
         host = ModelHost(
             name,

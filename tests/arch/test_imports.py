@@ -54,7 +54,12 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # Our own parts.
     "erl_bridge": ("erl_bridge.*", "erllama_py._notebook.*", "erllama_py.cli.*"),
     "erllama_py": ("erllama_py.*", "erl_bridge.service.*"),
-    "erllama_py._engine": ("erllama_py._engine.*", "erllama_py.api", "erllama_py.testing"),
+    "erllama_py._engine": (
+        "erllama_py._engine.*",
+        "erllama_py.api",
+        "erllama_py.otp.*",
+        "erllama_py.testing",
+    ),
     "erllama_py._cache": (
         "erllama_py._cache.*",
         "erllama_py._engine.*",
@@ -74,6 +79,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._engine.*",
         "erllama_py.config",
         "erllama_py.api",
+        "erllama_py.otp.*",
     ),
     "erllama_py._templates": (
         "erllama_py._templates.*",
@@ -90,7 +96,13 @@ ONLY_LAZILY = (
     (("erllama_py",), "IPython"),
 )
 
-SERVICE_MAY_USE = ("erllama_py", "erllama_py.api", "erllama_py.errors", "erllama_py.types")
+SERVICE_MAY_USE = (
+    "erllama_py",
+    "erllama_py.api",
+    "erllama_py.errors",
+    "erllama_py.otp",
+    "erllama_py.types",
+)
 
 PURE = (
     "erl_bridge.etf.*",
