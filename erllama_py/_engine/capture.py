@@ -99,12 +99,14 @@ class Recorder:
             logits = self._copy_logits(logits_row)
         job.last_save = length
         number, canonical = job.id, job.canonical and length == job.prompt_len
+        size = self._backend.info.logits_bytes
+        # Now, since a segment may be forgotten before the checksum is made.
+        view = self._kv.view(logits, size) if logits else memoryview(b"")
 
         def build() -> Saved:
-            stored = Stored(logits, size, crc(self._kv.view(logits, size))) if logits else None
+            stored = Stored(logits, size, crc(view)) if logits else None
             return Saved(number, reason, length, tail() if tail else None, stored, canonical)
 
-        size = self._backend.info.logits_bytes
         self._out.defer(build)
 
     def _copy_logits(self, row: int | None) -> Extent | None:

@@ -53,7 +53,6 @@ from erllama_py._engine.frames import (
     Lookup,
     Phase,
     Restored,
-    Stored,
     Token,
 )
 from erllama_py._engine.job import Job, Stage
@@ -221,6 +220,7 @@ class Scheduler:
     def _begin_restore(self, job: Job, restore: Restore) -> None:
         plan = restore.plan
         if plan.kind == "cold":
+            restore.drop()
             self._out.put(Restored(job.id, [], corrupt=False, load_ns=0))
             self._admit_cold(job)
             job.captured = plan.captured
@@ -250,6 +250,8 @@ class Scheduler:
             if not restore.complete:
                 return moved
             restore.cut(self._backend, job.slot)
+            if not restore.complete:
+                return True
         except BadPiece as bad:
             self._restore_failed(job, bad)
         else:
@@ -293,7 +295,9 @@ class Scheduler:
         if restore is not None:
             restore.drop()
             nodes, corrupt = ([bad.node], bad.corrupt) if bad else ([], False)
-            self._out.put(Restored(job.id, nodes, corrupt, restore.spent_ns))
+            self._out.put(
+                Restored(job.id, nodes, corrupt, restore.spent_ns, restore.read_ns, restore.shared)
+            )
 
     # -- the batch --------------------------------------------------------------------------
 
@@ -407,11 +411,10 @@ class Scheduler:
         job.prefilled = job.prefilled or time.monotonic()
         self._take(job, lambda sampler: self._backend.sample(sampler, index))
 
-    def _sample_stored(self, job: Job, logits: Stored) -> None:
+    def _sample_stored(self, job: Job, logits: memoryview) -> None:
         """Draw the first token from logits that were saved with a row."""
         job.prefilled = job.prefilled or time.monotonic()
-        view = self._kv.view(logits.extent, logits.nbytes)
-        self._take(job, lambda sampler: self._backend.sample_stored(sampler, view))
+        self._take(job, lambda sampler: self._backend.sample_stored(sampler, logits))
 
     def _finish_prompt(self, job: Job) -> None:
         """End a request that wants nothing generated."""

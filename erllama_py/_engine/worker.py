@@ -1,9 +1,10 @@
 """The model process: ``python -m erllama_py._engine.worker FD``.
 
-Two threads matter.  *Control* reads frames, tokenises, checks requests, verifies what
-plans want restored, and answers questions about the vocabulary: none of that waits for
-a tick.  *Engine* alone touches the context (see :mod:`~erllama_py._engine.scheduler`).
-A third, the outbox's, sends what the socket did not take at once.
+Two threads matter.  *Control* reads frames, tokenises, checks requests and answers
+questions about the vocabulary: none of that waits for a tick.  *Engine* alone touches
+the context (see :mod:`~erllama_py._engine.scheduler`).  Two more keep them free of what
+takes long: the *loader* reads and verifies what plans want restored, and the *outbox*
+checksums what was captured and sends what the socket did not take at once.
 
 The process outlives nothing: at end of file of its socket it exits at once, whatever a
 tick is doing, so a core that dies by ``kill -9`` leaves nothing behind.
@@ -21,6 +22,7 @@ import sys
 import threading
 import traceback
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 from erllama_py._backends import open_backend
@@ -33,6 +35,7 @@ from erllama_py._engine.frames import (
     Call,
     Cancel,
     Failed,
+    Forget,
     Grants,
     Load,
     Loaded,
@@ -46,6 +49,7 @@ from erllama_py._engine.frames import (
     unpack_tokens,
 )
 from erllama_py._engine.job import Job
+from erllama_py._engine.loader import Loader
 from erllama_py._engine.prompt import refusal
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.scheduler import Scheduler
@@ -68,6 +72,11 @@ class Worker:
         self._in_process = in_process
         self._out = Outbox(channel)
         self._kv = SharedKv()
+        self._loader = Loader(self._kv, self._poke)
+        self._loading = threading.Thread(
+            target=self._guarded, args=(self._loader.run,), name="loader", daemon=True
+        )
+        self._loading.start()
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._engine: threading.Thread | None = None
@@ -88,14 +97,21 @@ class Worker:
                     self._call(frame)
                 case Grants():
                     self._kv.grant(frame.blocks, frame.logits)
-                    if self._scheduler:
-                        self._scheduler.mailbox.poke()
+                    self._poke()
                 case Segment():
                     assert fd is not None
-                    self._kv.add_segment(frame.index, frame.size, fd)
+                    if frame.file:
+                        self._kv.add_file(frame.index, fd)
+                    else:
+                        self._kv.add_segment(frame.index, frame.size, fd)
+                case Forget():
+                    self._kv.forget(frame.index)
                 case Load():
                     self._engine = threading.Thread(
-                        target=self._run_engine, args=(frame,), name="engine", daemon=True
+                        target=self._guarded,
+                        args=(lambda load=frame: self._run_engine(load),),
+                        name="engine",
+                        daemon=True,
                     )
                     self._engine.start()
                 case Stop():
@@ -109,33 +125,44 @@ class Worker:
             self._scheduler.mailbox.put(self._scheduler.stop)
         if self._engine:
             self._engine.join()
+        self._loader.close()
+        self._loading.join()
         self._out.close()
+        self._kv.close()
 
-    # -- engine thread ------------------------------------------------------------------
+    def _poke(self) -> None:
+        if self._scheduler:
+            self._scheduler.mailbox.poke()
 
-    def _run_engine(self, load: Load) -> None:
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """Run a thread that no request can do without."""
         try:
-            try:
-                backend = open_backend(load.backend, log=self._log)
-            except BackendError as error:
-                self._out.put(LoadFailed(error.reason, error.detail))
-                return
-            info = backend.info
-            chunk = prefill_chunk(load.policy, info.n_batch, info.n_ubatch, BLOCK)
-            policy = load.policy if load.caching and info.blocks else None
-            scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
-            self._backend, self._scheduler = backend, scheduler
-            self._out.put(Loaded(info, chunk))
-            scheduler.run()
-            backend.close()
+            run()
         except Exception:  # noqa: BLE001 - reported and ended by, not swallowed
             # A defect of ours must end the process: the supervisor restarts it, while
-            # an engine thread that died alone would leave every caller waiting.
+            # a thread that died alone would leave every caller waiting.
             traceback.print_exc()
             if not self._in_process:
                 sys.stderr.flush()
                 os._exit(EXIT_BUG)
             self._channel.shutdown()
+
+    # -- engine thread ------------------------------------------------------------------
+
+    def _run_engine(self, load: Load) -> None:
+        try:
+            backend = open_backend(load.backend, log=self._log)
+        except BackendError as error:
+            self._out.put(LoadFailed(error.reason, error.detail))
+            return
+        info = backend.info
+        chunk = prefill_chunk(load.policy, info.n_batch, info.n_ubatch, BLOCK)
+        policy = load.policy if load.caching and info.blocks else None
+        scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
+        self._backend, self._scheduler = backend, scheduler
+        self._out.put(Loaded(info, chunk))
+        scheduler.run()
+        backend.close()
 
     def _log(self, level: int, text: str) -> None:
         if level >= logging.WARNING:  # a load writes hundreds of lines below that
@@ -172,12 +199,9 @@ class Worker:
     def _plan(self, frame: Plan) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
-        restore = Restore(frame, self._kv)
+        restore = Restore(frame, self._kv, self._loader.nudge)
         scheduler.mailbox.put(lambda: scheduler.plan(frame.id, restore))
-        more = bool(frame.pieces)
-        while more:
-            more = restore.verify_next()
-            scheduler.mailbox.poke()
+        self._loader.add(restore)
 
     def _call(self, frame: Call) -> None:
         assert self._backend is not None
