@@ -6,7 +6,7 @@ the edge to the library (``llama_native``), text (``llama_vocab``), the batch
 
 The context is made so that blocks work: unified KV, one sequence more than slots as
 scratch, flash attention resolved here and never left to the engine.  At load a
-self-test computes about fifty tokens to see that blocks do work.
+self-test computes about fifty tokens to see that blocks do work, or else whole rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from erllama_py._backends.base import (
     StepFailed,
 )
 from erllama_py._backends.llama_batch import Batch
-from erllama_py._backends.llama_layout import Sample, learn
+from erllama_py._backends.llama_layout import PartLayout, Sample, learn
 from erllama_py._backends.llama_memory import Memory
 from erllama_py._backends.llama_native import (
     ContextHandle,
@@ -45,7 +45,7 @@ from erllama_py._backends.llama_native import (
 from erllama_py._backends.llama_sampler import Candidates, LlamaSampler
 from erllama_py._backends.llama_vocab import Vocab
 from erllama_py._backends.rows import check_row_number, check_rows
-from erllama_py._backends.selftest import Verdict, check_blocks
+from erllama_py._backends.selftest import SEQUENCE, Part, Verdict, check_blocks, check_whole_rows
 
 __all__ = ("LlamaBackend",)
 
@@ -84,28 +84,48 @@ class LlamaBackend:
             return
         self._stack.callback(context.close)
         self._memory = Memory(
-            context.pointer, context.memory, config.context.n_seq_max, self.info.n_swa
+            context.pointer,
+            context.memory,
+            config.context.n_seq_max,
+            self.info.n_swa,
+            states=model.keeps_states(),
         )
         self._stack.callback(self._memory.close)
         self._batch = Batch(context.n_batch, context.n_ctx, n_vocab)
-        self._test_blocks(model.block_obstacle())
+        why_not = self._test_blocks(model.block_obstacle())
+        if why_not and (model.keeps_states() or not model.block_obstacle()):
+            self._test_whole_rows(why_not)
 
-    def _test_blocks(self, obstacle: str) -> None:
+    def _test_blocks(self, obstacle: str) -> str:
+        """Find out whether blocks work; return why not."""
         verdict = Verdict(obstacle) if obstacle else check_blocks(self)
         self._memory.clear_all()
         why_not = verdict.why_not
+        layout = None
         if not why_not:
-            scratch = self._memory.scratch
-            layout = learn([Sample(p.start, p.end, scratch, p.data) for p in verdict.parts])
-            self._memory.layout = layout
+            layout = self._memory.layout = _learnt(verdict.parts, self._memory.scratch)
             if layout is None:
                 why_not = "the size of a packed part is not a head plus so much a token"
-        self._memory.whole_rows = bool(why_not)
         self.info = msgspec.structs.replace(
             self.info,
             blocks=not why_not,
             blocks_why_not=why_not,
-            block_bytes=self._memory.layout.size(BLOCK) if self._memory.layout else 0,
+            block_bytes=layout.size(BLOCK) if layout else 0,
+        )
+        return why_not
+
+    def _test_whole_rows(self, no_blocks: str) -> None:
+        """Find out whether whole rows work, now that blocks do not."""
+        self._memory.whole_rows = True
+        verdict = check_whole_rows(self)
+        self._memory.clear_all()
+        # Rows longer than a sliding window have other sizes than the samples tell.
+        if not verdict.why_not and not self.info.n_swa:
+            self._memory.layout = _learnt(verdict.parts, SEQUENCE)
+        self.info = msgspec.structs.replace(
+            self.info,
+            whole_rows=not verdict.why_not,
+            blocks_why_not=f"{no_blocks}; {verdict.why_not}" if verdict.why_not else no_blocks,
         )
 
     def close(self) -> None:
@@ -164,6 +184,11 @@ class LlamaBackend:
             raise NoSlot("no_slot", f"no free cells for {total} tokens")
         if code:
             lines = "; ".join(native_log.errors_since(point))
+            if self._memory.states:
+                # A state half computed cannot be taken back: the engine reports lengths
+                # of which it is not.
+                for row in rows:
+                    self._memory.clear(row.seq)
             raise StepFailed("decode_failed", f"the engine answered {code}: {lines}")
         self._outputs = outputs
 
@@ -235,6 +260,10 @@ class LlamaBackend:
             raise StepFailed("decode_failed", f"the engine has no logits at {at}")
         memory: Any = self._logits_type.from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memory, np.float32)
+
+
+def _learnt(parts: Sequence[Part], seq: int) -> PartLayout | None:
+    return learn([Sample(part.start, part.end, seq, part.data) for part in parts])
 
 
 def _ours(sampler: Sampler) -> LlamaSampler:

@@ -5,12 +5,18 @@ or two with a sliding window) a table with a record for each cell, then K and V:
 
     magic, sequence | streams, cells, cell records ..., V order, layers, K rows, V rows | ...
 
-A record is position, number of sequences (1), sequence; three 32-bit numbers.  We need
-to know where these tables are, for two reasons:
+A record is position, number of sequences (1), sequence; three 32-bit numbers.  In a
+whole row of a recurrent model there is one state instead of cells, and in a hybrid
+model's one after them:
+
+    states (1), position of the last token, number of sequences (0), order, layers ...
+
+We need to know where these tables are, for two reasons:
 
 * The engine believes them.  A damaged position is stored as it stands, and a negative
-  one can never be removed again: every call that removes cells counts from 0.  So a
-  part's tables are compared with what they must be before the engine sees them.
+  one can never be removed again: every call that removes cells counts from 0.  Another
+  number of states is an assertion.  So a part's tables are compared with what they must
+  be before the engine sees them.
 * They name the scratch sequence, whose number depends on the number of slots.  Written
   as 0 the same tokens give the same bytes in every context; restoring ignores it.
 
@@ -22,7 +28,7 @@ coordinates) has no tables that we find; its parts then go unchecked.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +37,7 @@ __all__ = ("PartLayout", "Sample", "learn")
 
 _RECORD = struct.Struct("<iIi")
 _RECORD_TYPE = np.dtype([("pos", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+_STATE = struct.Struct("<IiI")
 _HEAD = struct.Struct("<Ii")  # magic, sequence
 
 
@@ -48,13 +55,21 @@ class PartLayout:
 
     :param head: bytes of a part besides its tokens; ``per_token``: bytes of a token.
     :param tables: for each table its offset, and what that grows by for each token.
+    :param states: the same for each record of a state.
     """
 
-    def __init__(self, head: int, per_token: int, tables: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        head: int,
+        per_token: int,
+        tables: Sequence[tuple[int, int]],
+        states: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self._head = head
         self._per_token = per_token
         self._tables = tuple(tables)
-        self._named = bool(self._tables)
+        self._states = tuple(states)
+        self._named = bool(self._tables or self._states)
 
     def size(self, tokens: int) -> int:
         """Return the exact size of a part of so many tokens."""
@@ -73,7 +88,11 @@ class PartLayout:
         due["pos"] = np.arange(start, end)
         due["sequences"] = 1
         wanted = due.tobytes()
-        return all(table.tobytes() == wanted for table in self._records(part, end - start))
+        tokens = end - start
+        return all(table.tobytes() == wanted for table in self._records(part, tokens)) and all(
+            _STATE.unpack_from(part, offset + growth * tokens) == _state_record(end)
+            for offset, growth in self._states
+        )
 
     def _records(self, part: memoryview, tokens: int) -> list[Any]:
         return [
@@ -91,13 +110,12 @@ def learn(samples: Sequence[Sample]) -> PartLayout | None:
     further = _length(long) - _length(short)
     per_token = (len(long.data) - len(short.data)) // further
     head = len(short.data) - per_token * _length(short)
-    found = [_find_tables(sample) for sample in (short, long)]
-    tables = []
-    if len(found[0]) == len(found[1]) and _named(short):
-        for low, high in zip(*found, strict=True):
-            growth = (high - low) // further
-            tables.append((low - growth * _length(short), growth))
-    layout = PartLayout(head, per_token, tables)
+    tables: list[tuple[int, int]] = []
+    states: list[tuple[int, int]] = []
+    if _named(short):
+        tables = _places(short, long, _cell_table)
+        states = _places(short, long, lambda sample: _STATE.pack(*_state_record(sample.end)))
+    layout = PartLayout(head, per_token, tables, states)
     for sample in samples:
         if layout.size(_length(sample)) != len(sample.data):
             return None
@@ -116,12 +134,30 @@ def _named(sample: Sample) -> bool:
     return bool(_HEAD.unpack_from(sample.data)[1] == sample.seq)
 
 
-def _find_tables(sample: Sample) -> list[int]:
-    """Return where all records of the sample stand together."""
-    table = b"".join(_RECORD.pack(pos, 1, sample.seq) for pos in range(sample.start, sample.end))
+def _cell_table(sample: Sample) -> bytes:
+    return b"".join(_RECORD.pack(pos, 1, sample.seq) for pos in range(sample.start, sample.end))
+
+
+def _state_record(end: int) -> tuple[int, int, int]:
+    return 1, end - 1, 0
+
+
+def _places(short: Sample, long: Sample, what: Callable[[Sample], bytes]) -> list[tuple[int, int]]:
+    """Return the offset and the growth a token of each place of ``what`` in the samples."""
+    found = [_find(sample.data, what(sample)) for sample in (short, long)]
+    if len(found[0]) != len(found[1]):
+        return []
+    places = []
+    for low, high in zip(*found, strict=True):
+        growth = (high - low) // (_length(long) - _length(short))
+        places.append((low - growth * _length(short), growth))
+    return places
+
+
+def _find(data: bytes, what: bytes) -> list[int]:
     offsets = []
-    at = sample.data.find(table)
+    at = data.find(what)
     while at >= 0:
         offsets.append(at)
-        at = sample.data.find(table, at + 1)
+        at = data.find(what, at + 1)
     return offsets

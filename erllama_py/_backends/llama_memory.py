@@ -10,6 +10,11 @@ left a sliding window without cells it needs, and ``set_data`` accepts damaged b
 Positions tell: a sequence's lowest and highest are asked for after every operation.
 For a sliding window they are those of the windowed half of the cache.  A part's own
 table of positions is checked before the engine sees it (``llama_layout`` says why).
+
+Recurrent and hybrid models keep *states*, one for all tokens of a sequence, which have
+neither parts nor a way back.  Of them whole rows are packed, from the sequence itself;
+their lowest and highest position are both that of the last token, and where the two
+differ, the state and the cells of a hybrid model have come apart.
 """
 
 from __future__ import annotations
@@ -29,14 +34,20 @@ _BYTES = ctypes.POINTER(ctypes.c_uint8)
 
 
 class Memory:
-    """The KV memory of one context."""
+    """The KV memory of one context.
 
-    def __init__(self, context: Any, memory: Any, n_seq_max: int, n_swa: int) -> None:
+    :param states: the model is recurrent or hybrid; its context has no scratch sequence.
+    """
+
+    def __init__(
+        self, context: Any, memory: Any, n_seq_max: int, n_swa: int, *, states: bool = False
+    ) -> None:
         self._context = context
         self._memory = memory
         self.scratch = n_seq_max
         self._n_swa = n_swa
-        self.whole_rows = False
+        self.states = states
+        self.whole_rows = states
         """Set where parts do not work: then only whole sequences are packed."""
         self.layout: PartLayout | None = None
         """Known once the self-test has learnt it; parts are checked against it."""
@@ -60,6 +71,8 @@ class Memory:
         if length <= 0:
             self.clear(seq)
             return length == 0
+        if self.states:
+            return False
         native.llama_memory_seq_rm(self._memory, seq, length, -1)
         lowest, highest = self._span(seq)
         needed = max(0, length - self._n_swa) if self._n_swa else 0
@@ -113,8 +126,7 @@ class Memory:
         address = _address(np.frombuffer(data, np.uint8))
         read = native.llama_state_seq_set_data(self._context, address, size, target)
         span = self._span(target)
-        # Of a sequence with a sliding window packed whole, the lowest cells are gone.
-        fits = span[1] == end - 1 and (self.whole_rows or span[0] == start)
+        fits = self._is_whole(span, end) if self.whole_rows else span == (start, end - 1)
         if read != size or not fits:
             native.llama_memory_seq_rm(self._memory, target, -1, -1)
             raise RestoreFailed(
@@ -147,7 +159,7 @@ class Memory:
         if not 0 <= start < end:
             return None
         if self.whole_rows:
-            return seq if start == 0 and self.length(seq) == end else None
+            return seq if start == 0 and self._is_whole(self._span(seq), end) else None
         native.llama_memory_seq_cp(self._memory, seq, self.scratch, start, end)
         if self._span(self.scratch) == (start, end - 1):
             return self.scratch
@@ -157,6 +169,12 @@ class Memory:
     def _take_back(self, source: int) -> None:
         if source == self.scratch:
             native.llama_memory_seq_rm(self._memory, source, -1, -1)
+
+    def _is_whole(self, span: tuple[int, int], length: int) -> bool:
+        """Whether a sequence of this span is whole and ``length`` tokens long."""
+        if self.states:
+            return span == (length - 1, length - 1)
+        return span[1] == length - 1  # the lowest may have left a sliding window
 
     def _span(self, seq: int) -> tuple[int, int]:
         return (

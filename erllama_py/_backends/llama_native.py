@@ -136,6 +136,13 @@ class ModelHandle:
         text = native.llama_model_chat_template(self.pointer, None)
         return text.decode(errors="replace") if text else None
 
+    def keeps_states(self) -> bool:
+        """Return whether some layers keep one state for all tokens of a sequence."""
+        return bool(
+            native.llama_model_is_recurrent(self.pointer)
+            or native.llama_model_is_hybrid(self.pointer)
+        )
+
     def block_obstacle(self) -> str:
         """Return why this kind of model cannot be cut into blocks, or an empty text."""
         if self.vocab_only:
@@ -154,6 +161,9 @@ class ModelHandle:
 class ContextHandle:
     """A context: unified KV, and one sequence more than slots for the scratch sequence.
 
+    There is no scratch sequence where there are no blocks to cut: each sequence of a
+    recurrent or hybrid model has its states reserved, megabytes in real ones.
+
     :raises BackendError: ``badarg``, ``context_failed``, ``oom``.
     """
 
@@ -170,11 +180,12 @@ class ContextHandle:
         params.n_ctx = n_ctx
         params.n_batch = n_batch
         params.n_ubatch = min(_ranged("n_ubatch", options.n_ubatch, 0) or n_batch, n_batch)
-        params.n_seq_max = options.n_seq_max + 1
+        sequences = options.n_seq_max + (0 if model.keeps_states() else 1)
+        params.n_seq_max = sequences
         # One row of logits a sequence.  By default the engine reserves room for a row
         # of every token of a batch: 514 MiB instead of 22 with a vocabulary of 262k.
         # Fewer than n_seq_max is an assertion.
-        params.n_outputs_max = options.n_seq_max + 1
+        params.n_outputs_max = sequences
         params.n_threads = _ranged("n_threads", options.n_threads, 1)
         params.n_threads_batch = _ranged("n_threads_batch", options.n_threads_batch, 1)
         params.offload_kqv = options.offload_kqv
