@@ -290,7 +290,7 @@ def _what_is_wrong_of_kind(entry: Entry) -> str | None:
             return "a block has tokens, as many as its length says, and a payload"
         if entry.key != _NO_KEY:
             return "a block has no key"
-    if entry.kind == "whole" and (own or not entry.nbytes):
+    if entry.kind == "whole" and (own or not 0 < entry.length * TOKEN_BYTES <= entry.nbytes):
         return "the tokens of a whole context are in its payload"
     if entry.kind == "row" and own > entry.length:
         return "a row's last tokens are part of its length"

@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erllama_py._cache.blockfile import (
     ALIGN,
@@ -36,9 +37,10 @@ from erllama_py._cache.blockfile import (
 )
 from erllama_py._cache.room import Room
 
-__all__ = ("Bytes", "Container", "create", "lock", "read_at", "read_head", "write_at")
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-Bytes = bytes | bytearray | memoryview
+__all__ = ("Container", "create", "lock", "read_at", "read_head", "write_at")
 
 
 class Container:
@@ -299,7 +301,7 @@ def read_head(fd: int) -> Head:
     return unpack_head(bytes(data[: read_at(fd, data, 0)]))
 
 
-def read_at(fd: int, buffer: bytearray | memoryview, offset: int) -> int:
+def read_at(fd: int, buffer: Buffer, offset: int) -> int:
     """Fill a buffer from a file; return the bytes read, fewer only at the file's end."""
     view = memoryview(buffer).cast("B")
     done = 0
@@ -311,7 +313,7 @@ def read_at(fd: int, buffer: bytearray | memoryview, offset: int) -> int:
     return done
 
 
-def write_at(fd: int, data: Bytes, offset: int) -> None:
+def write_at(fd: int, data: Buffer, offset: int) -> None:
     """Write all of ``data``."""
     view = memoryview(data).cast("B")
     done = 0

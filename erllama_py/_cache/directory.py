@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from erllama_py._cache.blockfile import (
     ALIGN,
@@ -41,7 +41,6 @@ from erllama_py._cache.blockfile import (
     row_bytes,
 )
 from erllama_py._cache.container import (
-    Bytes,
     Container,
     create,
     lock,
@@ -49,6 +48,9 @@ from erllama_py._cache.container import (
     read_head,
     write_at,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ("Directory", "Entry", "Spot")
 
@@ -235,15 +237,17 @@ class Directory:
                 spot = self._fit(digest, size)
         return spot or self._grow(digest, description, size)
 
-    def write(self, spot: Spot, data: Bytes) -> None:
-        """Write a payload into its room.
+    def write(self, spot: Spot, data: Buffer) -> None:
+        """Write a payload into its room, or a part of one: ``offset`` may be further on.
 
         :raises OSError: it could not be written; the room can still be freed.
-        :raises ValueError: it does not fit.
+        :raises ValueError: the spot is not granted, or the data goes beyond its end.
         """
-        if len(data) > spot.size:
-            raise ValueError(f"{len(data)} bytes do not fit {spot.size}")
         with self._using(spot.file) as one:
+            granted = one.spots.get(spot.slot)
+            end = spot.offset + memoryview(data).nbytes
+            if granted is None or not granted.offset <= spot.offset <= end <= sum(granted[2:]):
+                raise ValueError(f"[{spot.offset}, {end}) is not within what is granted: {granted}")
             write_at(one.fd, data, spot.offset)
 
     def commit(self, batch: Sequence[tuple[Spot, Entry]]) -> None:
@@ -306,7 +310,7 @@ class Directory:
 
     # -- reading ------------------------------------------------------------------------
 
-    def read_into(self, spot: Spot, nbytes: int, buffer: bytearray | memoryview) -> bool:
+    def read_into(self, spot: Spot, nbytes: int, buffer: Buffer) -> bool:
         """Read the first ``nbytes`` of a payload; False where they cannot be read.
 
         What is read must be checked: a file of another process's may hold something else
@@ -335,15 +339,19 @@ class Directory:
 
         The caller closes it.  It can be passed to another process.
 
-        :raises OSError: the file is gone.
+        :raises KeyError: there is none of that number (any more).
+        :raises OSError: it cannot be opened.
         """
-        fd = os.open(self.path_of(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self.path_of(number), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise KeyError(number) from None
         return fd, os.fstat(fd).st_size
 
     def path_of(self, number: int) -> Path:
         """Return where a file is.
 
-        :raises FileNotFoundError: there is none of that number.
+        :raises KeyError: there is none of that number (any more).
         """
         with self._lock:
             one = self._open.get(number)
@@ -352,7 +360,7 @@ class Directory:
             for path, known in self._known.items():
                 if known.number == number:
                     return path
-        raise FileNotFoundError(f"there is no container {number} in {self.path}")
+        raise KeyError(number)
 
     # -- the end ------------------------------------------------------------------------
 
