@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from erl_bridge.net import epmd_client, fork, hosts
@@ -46,6 +47,11 @@ log = logging.getLogger(__name__)
 
 #: Another process may take the port on the second address between our two binds.
 BIND_ATTEMPTS = 5
+
+#: Turns of the event loop between its accept and :meth:`Endpoint.made`, one for its task
+#: and one for the transport's first callback.  Until then only the loop knows the socket,
+#: and a node that stopped would leave the peer waiting for a handshake.
+ACCEPT_TURNS = 2
 
 _BACKLOG = 128
 
@@ -170,6 +176,7 @@ class Endpoint:
         for sock in self._sockets:
             fork.release(sock.fileno())
             sock.close()
+        await self._stop_accepting()
         for server in self._servers:
             for listening in server.sockets:
                 fork.release(listening.fileno())
@@ -181,6 +188,18 @@ class Endpoint:
             connection.close("the node was stopped")
         while self._all:
             await next(iter(self._all)).lost.wait()
+
+    async def _stop_accepting(self) -> None:
+        """Accept nothing more, and wait for what is accepted to be a connection of ours.
+
+        A server that is closed first makes asyncio drop such a socket, open as it is.
+        """
+        loop = asyncio.get_running_loop()
+        for server in self._servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        for _ in range(ACCEPT_TURNS):
+            await anyio.lowlevel.checkpoint()
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

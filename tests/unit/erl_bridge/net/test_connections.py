@@ -11,16 +11,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import anyio
+import anyio.lowlevel
 import pytest
 
-from erl_bridge import NetLimits, NodeLimits, NodeThread
+from erl_bridge import EpmdServer, NetLimits, Node, NodeLimits, NodeThread
 from erl_bridge.etf import Atom, encode
 from erl_bridge.proto.control import Op
 from erl_bridge.proto.flags import Flag, offered
 from erl_bridge.proto.frames import TICK, frame
 from erl_bridge.proto.handshake import Status
 from tests.unit.erl_bridge.conftest import Start
-from tests.unit.erl_bridge.rawpeer import RawPeer
+from tests.unit.erl_bridge.rawpeer import COOKIE, RawPeer, unique_name
 
 Dial = Callable[..., RawPeer]
 
@@ -285,3 +287,20 @@ def test_early_peers_wait_for_the_node(start: Start) -> None:
     node = start()
     with socket.create_connection(("127.0.0.1", node.node.port), 5):
         pass
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_peer_that_comes_while_the_node_stops_is_closed(epmd: EpmdServer, turns: int) -> None:
+    """Between accept and its first callback a connection is known to the event loop only."""
+
+    async def main() -> bytes:
+        node = Node(unique_name(), cookie=COOKIE, epmd_port=epmd.port)
+        async with node:
+            peer = socket.create_connection(("127.0.0.1", node.port), 5)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+        with peer, suppress(ConnectionResetError):
+            return peer.recv(1)
+        return b""
+
+    assert anyio.run(main) == b""
