@@ -11,13 +11,13 @@ Target: the backend's loop reaches at least 0.97 of the bare one.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import statistics
 import time
 
 import llama_cpp.llama_cpp as native
 
+from benchmarks._common import arguments
 from erllama_py._backends import open_backend
 from erllama_py._backends.base import Backend, BackendConfig, ContextOptions, Row, SamplerOptions
 from erllama_py._machine.catalogue import resolve_model
@@ -107,8 +107,7 @@ def pair(bare: Bare, ours: ThroughBackend, prompt: list[int]) -> tuple[float, fl
 
 def main() -> None:
     """Run the pairs and print medians."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="smollm2")
+    parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=default_threads()[0])
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()

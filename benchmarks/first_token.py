@@ -14,64 +14,41 @@ Target: at least 150 times sooner.
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import random
 import statistics
-import time
 
-from erllama_py import api
-from erllama_py.config import EVERYDAY_POLICY
+from benchmarks._common import arguments, ask, load, machine, new_tokens, settle
 
 TARGET = 150
-REPLY = 8
-PAUSE_S = 0.2
-
-
-def ask(model: str, prompt: list[int]) -> tuple[float, float, str]:
-    """Return seconds to the first token, seconds a decode step, and the kind of hit."""
-    time.sleep(PAUSE_S)
-    began = time.perf_counter()
-    times = []
-    kind = ""
-    for event in api.infer(model, prompt, {"response_tokens": REPLY}):
-        if event.token_id is not None:
-            times.append(time.perf_counter())
-        if event.stats:
-            kind = event.stats["cache_hit_kind"]
-    # An exact hit's second token waits for the restore; the steps after it do not.
-    step = statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
-    return times[0] - began, step, kind
 
 
 def main() -> None:
     """Run the pairs and print each, then the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="smollm2")
+    parser = arguments(__doc__)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=1024)
     options = parser.parse_args()
-    model = api.load_model(
-        {
-            "model_path": options.model,
-            "policy": EVERYDAY_POLICY,
-            "context_opts": {"n_ctx": options.tokens + 256},
-        }
-    )
+    print(machine())
+    model = load(options.model, options.tokens + 256)
     chance = random.Random(1)
     ratios, warm_times, steps = [], [], []
     for number in range(options.pairs):
-        prompt = [chance.randrange(300, 20_000) for _ in range(options.tokens)]
-        cold, _, first = ask(model, prompt)
-        warm, step, second = ask(model, prompt)
-        if (first, second) != ("cold", "exact"):
-            raise SystemExit(f"expected a cold and an exact answer, got {first} and {second}")
-        ratios.append(cold / warm)
-        warm_times.append(warm)
-        steps.append(step)
+        prompt = new_tokens(chance, options.tokens)
+        cold = ask(model, prompt)
+        settle()
+        warm = ask(model, prompt)
+        settle()
+        if (cold.kind, warm.kind) != ("cold", "exact"):
+            raise SystemExit(
+                f"expected a cold and an exact answer, got {cold.kind} and {warm.kind}"
+            )
+        ratios.append(cold.first_s / warm.first_s)
+        warm_times.append(warm.first_s)
+        steps.append(warm.step_s)
         print(
-            f"pair {number + 1}: cold {cold * 1000:7.1f} ms, exact {warm * 1000:6.2f} ms:"
-            f" {cold / warm:6.0f} times sooner; a decode step {step * 1000:.1f} ms"
+            f"pair {number + 1}: cold {cold.first_s * 1000:7.1f} ms, exact"
+            f" {warm.first_s * 1000:6.2f} ms: {ratios[-1]:6.0f} times sooner;"
+            f" a decode step {warm.step_s * 1000:.1f} ms"
         )
     print(
         f"median of {len(ratios)} pairs at {options.tokens} tokens: exact hit"

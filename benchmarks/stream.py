@@ -12,10 +12,10 @@ Target: at least 0.95 of the bare loop.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
+from benchmarks._common import arguments
 from benchmarks.decode_loop import Bare
 from erllama_py import api
 from erllama_py._backends import native_log
@@ -40,8 +40,7 @@ def ours(model: str) -> tuple[float, list[int]]:
 
 def main() -> None:
     """Run the pairs and print each, then the medians."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="smollm2")
+    parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=default_threads()[0])
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
