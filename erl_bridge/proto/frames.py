@@ -65,33 +65,14 @@ class FrameDecoder:
             has lost its place then: close.
         """
         buffer = self._buffer
+        source: bytes | bytearray = data
         if buffer:
             buffer += data
-            yield from self._buffered()
-            return
+            source = buffer
         offset = 0
-        end = len(data)
+        end = len(source)
         while end - offset >= 4:
-            (size,) = _LENGTH.unpack_from(data, offset)
-            self._check(size)
-            start = offset + 4
-            if end - start < size:
-                break
-            offset = start + size
-            if size == 0:
-                self.ticks += 1
-            else:
-                self._check_kind(data[start])
-                yield data[start + 1 : offset]
-        if offset < end:
-            buffer += data[offset:] if offset else data
-
-    def _buffered(self) -> Iterator[bytes]:
-        buffer = self._buffer
-        offset = 0
-        end = len(buffer)
-        while end - offset >= 4:
-            (size,) = _LENGTH.unpack_from(buffer, offset)
+            (size,) = _LENGTH.unpack_from(source, offset)
             self._check(size)
             start = offset + 4
             if end - start < size:
@@ -100,11 +81,17 @@ class FrameDecoder:
             if size == 0:
                 self.ticks += 1
                 continue
-            self._check_kind(buffer[start])
-            with memoryview(buffer) as view:
-                body = bytes(view[start + 1 : offset])
-            yield body
-        del buffer[:offset]
+            self._check_kind(source[start])
+            if source is data:
+                yield data[start + 1 : offset]
+            else:  # a slice would be a copy that has to be copied again
+                with memoryview(source) as view:
+                    body = bytes(view[start + 1 : offset])
+                yield body
+        if source is buffer:
+            del buffer[:offset]
+        elif offset < end:
+            buffer += data[offset:] if offset else data
 
     def _check(self, size: int) -> None:
         if size > self.max_frame:
