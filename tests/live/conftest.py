@@ -7,6 +7,7 @@ disturbs, or is disturbed by, one that runs on the machine.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from anyio.from_thread import start_blocking_portal
 
 from erl_bridge import EpmdServer
 from tests.live.erlnode import COOKIE, ErlNode, executable, unique_name
-from tests.live.served import Served
+from tests.live.served import Call, Served
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -91,6 +92,16 @@ def served() -> Iterator[Served]:
     node = Served()
     yield node
     node.stop()
+
+
+@pytest.fixture
+def call(peer: ErlNode, served: Served) -> Call:
+    """Evaluate an expression at the peer; N stands for our node's name."""
+
+    def run(expression: str, timeout: float = 30) -> str:
+        return peer.eval(re.sub(r"\bN\b", f"'{served.name}'", expression), timeout)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

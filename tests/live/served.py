@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -20,6 +21,9 @@ from erl_bridge import (
 )
 from erl_bridge.etf import Atom, Pid
 from tests.live.erlnode import COOKIE, unique_name
+
+Call = Callable[..., str]
+"""What the fixture ``call`` gives: an expression's value at the peer, as text."""
 
 
 class EchoServer(GenHandler):

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
 import pytest
 
 from erl_bridge import NodeLimits
 from erl_bridge.etf import Atom
 from tests.live.erlnode import ErlNode
-from tests.live.served import Served
-
-Call = Callable[..., str]
-
-
-@pytest.fixture
-def call(peer: ErlNode, served: Served) -> Call:
-    """Evaluate an expression in which N stands for our node's name."""
-
-    def run(expression: str, timeout: float = 30) -> str:
-        return peer.eval(re.sub(r"\bN\b", f"'{served.name}'", expression), timeout)
-
-    return run
+from tests.live.served import Call, Served
 
 
 class TestAnswers:
@@ -188,19 +173,26 @@ class TestSpawns:
         )
 
     @pytest.mark.parametrize(
-        "option",
-        ["link", "monitor", "{monitor, [{tag, x}]}", "{priority, high}", "{min_heap_size, 99}"],
+        ("option", "end"),
+        [
+            ("link", "{'EXIT', P, _}"),
+            ("monitor", "{'DOWN', R, process, P, _}"),
+            ("{monitor, [{tag, x}]}", "{x, R, process, P, _}"),
+            ("{priority, high}", None),
+            ("{min_heap_size, 99}", None),
+        ],
     )
-    def test_options_that_are_taken(self, call: Call, option: str) -> None:
+    def test_options_that_are_taken(self, call: Call, option: str, end: str | None) -> None:
+        # What comes when it ends must not be left to the next test.
+        ended = f"receive {end} -> ok after 5000 -> lost end" if end else "ok"
         assert (
             call(
                 "begin process_flag(trap_exit, true),"
                 f" R = spawn_request(N, t, echo, [1], [{option}]),"
-                " A = receive {spawn_reply, R, ok, P} -> node(P) =:= N after 5000 -> none end,"
-                " timer:sleep(20), (fun F() -> receive _ -> F() after 0 -> ok end end)(),"
-                " process_flag(trap_exit, false), A end"
+                " P = receive {spawn_reply, R, ok, P0} -> P0 after 5000 -> none end,"
+                f" E = {ended}, process_flag(trap_exit, false), {{node(P) =:= N, E}} end"
             )
-            == "true"
+            == "{true,ok}"
         )
 
     def test_an_option_that_is_not(self, call: Call) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,22 +11,10 @@ import pytest
 from erl_bridge import ErlangError
 from erl_bridge.etf import Atom, Pid
 from tests.live.erlnode import ErlNode
-from tests.live.served import Served
+from tests.live.served import Call, Served
 
 #: Receive one message that matches, or say that none came.
 DOWN = "receive {'DOWN', M, process, _, R} -> R after 5000 -> nothing end"
-
-Call = Callable[..., str]
-
-
-@pytest.fixture
-def call(peer: ErlNode, served: Served) -> Call:
-    """Evaluate an expression in which N stands for our node's name."""
-
-    def run(expression: str, timeout: float = 30) -> str:
-        return peer.eval(re.sub(r"\bN\b", f"'{served.name}'", expression), timeout)
-
-    return run
 
 
 @pytest.fixture
@@ -248,11 +234,10 @@ class TestOurMonitors:
         return served.node.monitor(to, lambda ref, item, reason: downs.put((ref, item, reason)))
 
     def test_on_a_pid(self, peer: ErlNode, served: Served, downs: queue.Queue[Any]) -> None:
-        peer.eval(
-            f"{{named, '{served.name}'}} ! spawn(fun() -> receive after 50 -> exit(bye) end end)"
-        )
+        peer.eval(f"{{named, '{served.name}'}} ! spawn(fun() -> receive go -> exit(bye) end end)")
         pid = served.next()
         ref = self.watch(served, pid, downs)
+        served.node.send(pid, Atom("go"))
         assert downs.get(timeout=10) == (ref, pid, Atom("bye"))
 
     def test_on_a_name(self, peer: ErlNode, served: Served, downs: queue.Queue[Any]) -> None:
@@ -261,10 +246,16 @@ class TestOurMonitors:
         assert downs.get(timeout=10) == (ref, there, Atom("noproc"))
 
     def test_taken_back(self, peer: ErlNode, served: Served, downs: queue.Queue[Any]) -> None:
-        peer.eval(f"{{named, '{served.name}'}} ! spawn(fun() -> receive after 50 -> ok end end)")
-        served.node.demonitor(self.watch(served, served.next(), downs))
-        peer.eval("timer:sleep(100)")
-        served.thread.ping(peer.name)
+        peer.eval(
+            f"begin Pid = spawn(fun() -> receive go -> ok end end), put(m, monitor(process, Pid)),"
+            f" {{named, '{served.name}'}} ! Pid end"
+        )
+        pid = served.next()
+        served.node.demonitor(self.watch(served, pid, downs))
+        served.node.send(pid, Atom("go"))
+        ended = "begin M = get(m), receive {'DOWN', M, _, _, R} -> R after 5000 -> lost end end"
+        assert peer.eval(ended) == "normal"
+        assert served.thread.ping(peer.name)
         assert downs.empty()
 
     def test_on_a_node_that_is_not_there(self, served: Served, downs: queue.Queue[Any]) -> None:
