@@ -17,6 +17,7 @@ other format, or a later version of this one, which is left alone.
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Final, NamedTuple
 
@@ -157,6 +158,7 @@ def row_bytes(block: int) -> int:
     return _ROW_BYTES + TOKEN_BYTES * block
 
 
+@functools.lru_cache(maxsize=64)  # a scan asks twice a row
 def data_offset(block: int, rows: int) -> int:
     """Return where the payloads begin behind a table of ``rows`` rows."""
     return ALIGN + round_up(rows * row_bytes(block))

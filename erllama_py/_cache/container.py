@@ -192,7 +192,8 @@ class Container:
                 self.free(spot)
             else:
                 found.append((spot, entry))
-        self.slots = [one for one in self.slots if one not in self.spots | self.pending]
+        taken_now = self.spots.keys() | self.pending.keys()
+        self.slots = [slot for slot in self.slots if slot not in taken_now]
         return found, damaged
 
     def _adopt_row(self, slot: int, row: bytes) -> tuple[Spot, Entry | None] | None:

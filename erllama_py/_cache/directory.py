@@ -91,7 +91,7 @@ class Directory:
     :param numbers: gives a file its number, never twice the same.
     :param file_bytes: of a new file, unless the quota is small or large or a payload
         needs more.
-    :param table_rows: of a new file of that size.
+    :param table_rows: of a new file of that size; a larger one has more, a small one fewer.
     :param block: tokens of a block.  Files with another number are not loaded.
     :raises OSError: the directory cannot be made, read or locked.
     """
@@ -113,7 +113,7 @@ class Directory:
         """Files and rows dropped as damaged since this was opened."""
         most = max(file_bytes, quota // _MOST_FILES)
         self._file_bytes = min(most, quota // _FEWEST_FILES) // ALIGN * ALIGN
-        self._table_rows = table_rows
+        self._table_rows = table_rows * max(1, self._file_bytes // max(1, file_bytes))
         self._numbers = numbers
         self._lock = threading.Lock()
         self._changes = threading.Lock()
