@@ -58,6 +58,9 @@ _FLASH_ATTN = {
     "auto": (native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED),
 }
 _UINT31 = 2**31
+_CELL_PADDING = 256
+# What the CPU backend reads from the environment to choose other kernels.
+_KERNEL_SWITCHES = ("GGML_CPU_DISABLE_FUSION", "GGML_CPU_TILED_MM", "GGML_CPU_TILED_MM_FORCE")
 
 _CPU_DEVICE = 0  # enum ggml_backend_dev_type
 
@@ -225,6 +228,7 @@ def engine_identity(
     flash_attn = context is not None and bool(context.flash_attn)
     n_ctx = context.n_ctx if context else 0
     trained = native.llama_model_n_ctx_train(model.pointer)
+    switches = [f"{name}={os.environ[name]}" for name in _KERNEL_SWITCHES if name in os.environ]
     return {
         "engine": f"llama-cpp-python {llama_cpp.__version__}",
         "ggml": _ggml.ggml_commit().decode(),
@@ -237,7 +241,27 @@ def engine_identity(
         "yarn": "model",
         "beyond_training": "yes" if trained and n_ctx > trained else "no",
         "kv_rotation": os.environ.get("LLAMA_ATTN_ROT_DISABLE", "default"),
+        "kernels": " ".join(switches) or "default",
+        "window_cells": _window_cells(model, context, options),
     }
+
+
+def _window_cells(
+    model: ModelHandle, context: ContextHandle | None, options: ContextOptions
+) -> str:
+    """Return the cells of the sliding window's half of the cache, where they are reused.
+
+    Once they are, a sequence's cells stand in another order, attention adds up in that
+    order, and what is computed from there on has other bits.  So this is the one way in
+    which the number of slots, n_ubatch and swa_full change KV content.  ``all``: nothing
+    is reused; ``none``: there is no window.
+    """
+    window = native.llama_model_n_swa(model.pointer)
+    if not window or context is None:
+        return "none"
+    cells = window * native.llama_n_seq_max(context.pointer) + context.n_ubatch
+    cells += -cells % _CELL_PADDING
+    return "all" if options.swa_full or cells >= context.n_ctx else str(cells)
 
 
 def device_memory() -> tuple[int, int]:
