@@ -10,17 +10,20 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from erl_bridge import CallContext, ErlangError, Undef
 from erl_bridge.etf import Atom, Pid, Reference, encode
 from erl_bridge.service import ErllamaNode
 from erl_bridge.service.heads import FUNCTIONS, HEADS, head_of
+from erl_bridge.service.modules import MODULES
 from erllama_py import api
+from erllama_py.otp import scheduler
 from erllama_py.testing import stub_model
 from tests.property.strategies.erl_terms import atoms, terms
 
 CALLER = Pid(Atom("peer@nowhere.invalid"), 9, 0, 1)
+READING = (5, 50)
 REF = Reference(Atom("peer@nowhere.invalid"), 1, (1, 2, 3))
 MODEL = b"table"
 
@@ -315,3 +318,45 @@ def test_any_other_name_is_undef(node: ErllamaNode, function: str, args: list[An
     if (function, len(args)) not in FUNCTIONS:
         with pytest.raises(Undef):
             call(node, function, *args)
+
+
+@pytest.fixture
+def scheduler_as_it_was() -> Iterator[None]:
+    """There is one per process: leave it as a new one is."""
+    yield
+    scheduler.enable(False)
+    scheduler.set_pressure_source("noop")
+    scheduler.set_thresholds(0.85, 0.75)
+
+
+OTHERS = sorted((module, *which) for module, functions in MODULES.items() for which in functions)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_so_is_any_call_of_the_other_modules(
+    node: ErllamaNode, scheduler_as_it_was: None, data: st.DataObject
+) -> None:
+    """And whatever was set, the status is a term."""
+    module, function, arity = data.draw(st.sampled_from(OTHERS))
+    sources = st.sampled_from([Atom("noop"), (Atom("module"), Atom("x")), Atom("true"), {}, 0.5, 1])
+    args = data.draw(st.lists(terms | sources, min_size=arity, max_size=arity))
+    failure: ErlangError | None = None
+    try:
+        encode(call(node, function, *args, module=module))
+    except ErlangError as error:
+        failure = error
+    if failure is not None:
+        assert failure.class_ == "error"
+        encode((failure.reason, failure.stack))
+    status = call(node, "status", module="erllama_scheduler")
+    assert len(status) == 13
+    encode(status)
+    assert len(call(node, "sample", module="erllama_scheduler")) == 2
+
+
+def test_what_a_sampler_of_ours_reads_is_what_a_peer_gets(
+    node: ErllamaNode, scheduler_as_it_was: None
+) -> None:
+    scheduler.set_pressure_source(lambda: READING)
+    assert call(node, "sample", module="erllama_scheduler") == READING
