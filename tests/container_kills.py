@@ -82,6 +82,7 @@ def work(path: Path, seed: int, first: int, say: Callable[[str, list[int]], None
             directory.free([there.pop(one) for one in gone])
         if there and rng.random() < 0.3:
             directory.touch(there[rng.choice(sorted(there))], number, number)
+    directory.close()
 
 
 def child(trial: dict[str, Any], out: int) -> None:
