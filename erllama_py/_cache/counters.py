@@ -45,6 +45,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(NAMES, 0)
+        self._besides = dict.fromkeys(GAUGES, 0)
 
     def incr(self, name: str) -> None:
         """Add one."""
@@ -62,10 +63,15 @@ class Counters:
         with self._lock:
             self._values[name] = value
 
+    def besides(self, name: str, change: int) -> None:
+        """Note bytes that come or go in a tier besides what :meth:`gauge` tells."""
+        with self._lock:
+            self._besides[name] += change
+
     def snapshot(self) -> dict[str, int]:
         """Return all 20, in slot order, as of one moment."""
         with self._lock:
-            return dict(self._values)
+            return {name: n + self._besides.get(name, 0) for name, n in self._values.items()}
 
     def reset(self) -> None:
         """Set everything that counts events to zero."""

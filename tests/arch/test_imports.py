@@ -65,6 +65,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._engine.*",
         "erllama_py.api",
         "erllama_py.config",  # the policy's numbers and defaults
+        "erllama_py.otp.*",
     ),
     "erllama_py._backends": (
         "erllama_py._backends.*",
@@ -107,11 +108,14 @@ SERVICE_MAY_USE = (
 PURE = (
     "erl_bridge.etf.*",
     "erl_bridge.proto.*",
+    "erllama_py._cache.checksum",
     "erllama_py._cache.grade",
     "erllama_py._cache.index",
     "erllama_py._cache.key",
+    "erllama_py._cache.kvc",
     "erllama_py._cache.policy",
     "erllama_py._cache.queue",
+    "erllama_py._cache.reservations",
     "erllama_py._cache.row",
     "erllama_py._cache.trie",
     "erllama_py._engine.stops",
@@ -119,7 +123,7 @@ PURE = (
 )
 """Decisions and formats: data in, data out."""
 
-PURE_MAY_USE = ("erllama_py.errors", "erllama_py.types", "msgspec")
+PURE_MAY_USE = ("crc32c", "erllama_py.errors", "erllama_py.types", "msgspec")
 
 EFFECTS = (
     *("asyncio", "concurrent", "fcntl", "io", "logging", "mmap", "multiprocessing", "os"),

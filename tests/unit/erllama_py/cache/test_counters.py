@@ -60,3 +60,14 @@ def test_nothing_is_lost_between_threads():
 def test_the_checksum_is_crc32c(data, expected):
     assert crc(data) == expected
     assert crc(memoryview(bytearray(data))) == expected
+
+
+def test_bytes_besides_the_gauge_are_added_to_it():
+    counters = Counters()
+    counters.besides("bytes_disk", 5)
+    counters.gauge("bytes_disk", 100)
+    counters.besides("bytes_disk", -2)
+    counters.reset()
+    assert counters.snapshot()["bytes_disk"] == 103
+    with pytest.raises(KeyError):
+        counters.besides("misses", 1)

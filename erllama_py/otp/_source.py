@@ -1,0 +1,189 @@
+"""What these modules need of the engine's cache, and the adapter that gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, NamedTuple, Protocol
+
+from erllama_py._cache import kvc
+from erllama_py._cache.counters import Counters
+from erllama_py._cache.ram import Extent
+from erllama_py._cache.row import Row
+from erllama_py._cache.store import Cache
+from erllama_py.types import Atom
+
+__all__ = ("CacheSource", "CachedRow", "Source")
+
+
+class CachedRow(NamedTuple):
+    """A row of the engine's cache."""
+
+    key: bytes
+    tier: str
+    size: int
+    """As exported on its own."""
+    used: int
+    refcount: int
+    header: bytes
+    """48 bytes, as a file of it would begin."""
+    location: tuple[Any, ...]
+    tokens: bytes
+    hits: int
+
+    def term(self) -> tuple[Any, ...]:
+        """Return the original's row of ten."""
+        return (
+            *(self.key, Atom(self.tier), self.size, self.used, self.refcount),
+            *(Atom("available"), self.header, self.location, self.tokens, self.hits),
+        )
+
+
+class Source(Protocol):
+    """The engine's cache.  Thread-safe."""
+
+    @property
+    def counters(self) -> Counters:
+        """The 20 counters."""
+
+    def clock(self) -> int:
+        """Return monotonic nanoseconds."""
+
+    def rows(self) -> list[CachedRow]:
+        """Return all available rows."""
+
+    def row(self, key: bytes) -> CachedRow | None:
+        """Return an available row."""
+
+    def has(self, key: bytes) -> bool:
+        """Whether :meth:`row` would return one.  Cheap: a search asks often."""
+
+    def writing(self, key: bytes) -> str | None:
+        """Return the tier of a row that a running request is saving."""
+
+    def pin(self, key: bytes) -> bool:
+        """Protect a row and count a hit; False if it is not there."""
+
+    def unpin(self, key: bytes) -> None:
+        """Undo one :meth:`pin`."""
+
+    def evict(self, target: int | None, kinds: Collection[str]) -> tuple[int, int]:
+        """Evict until so many bytes are free, or all that may go; return (rows, bytes)."""
+
+    def memory_quota(self) -> int:
+        """Return the byte quota of the RAM tier."""
+
+    def reserve(self, nbytes: int) -> Extent | None:
+        """Grant memory of the RAM tier, within its quota."""
+
+    def view(self, extent: Extent) -> memoryview:
+        """Return granted memory."""
+
+    def release(self, extent: Extent) -> None:
+        """Give granted memory back."""
+
+
+class CacheSource:
+    """:class:`Source` over a :class:`~erllama_py._cache.store.Cache`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._shared = cache._shared
+        self.reserve = cache.reserve
+        self.view = cache.view
+        self.release = cache.release
+
+    @property
+    def counters(self) -> Counters:
+        """The 20 counters."""
+        return self.cache.counters
+
+    def clock(self) -> int:
+        """Return monotonic nanoseconds."""
+        return self._shared.clock()
+
+    def memory_quota(self) -> int:
+        """Return the byte quota of the RAM tier."""
+        return self._shared.ram.quota
+
+    def rows(self) -> list[CachedRow]:
+        """Return all available rows."""
+        with self._shared.lock:
+            return [self._facts(row) for row in self._shared.index.rows]
+
+    def row(self, key: bytes) -> CachedRow | None:
+        """Return an available row."""
+        with self._shared.lock:
+            for namespace in self.cache._namespaces.values():
+                found = namespace.space.rows.get(key)
+                if found is not None:
+                    return self._facts(found)
+        return None
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is such a row."""
+        return any(key in one.space.rows for one in list(self.cache._namespaces.values()))
+
+    def writing(self, key: bytes) -> str | None:
+        """Return the tier of a row that a running request is saving."""
+        spaces = list(self.cache._namespaces.values())
+        return "ram" if any(one.status(key) == "writing" for one in spaces) else None
+
+    def pin(self, key: bytes) -> bool:
+        """Protect a row and count a hit."""
+        with self._shared.lock:
+            for namespace in self.cache._namespaces.values():
+                row = namespace.space.rows.get(key)
+                if row is not None:
+                    row.hits += 1
+                    self._shared.index.touch_row(row, self._shared.clock())
+                    self._shared.index.pin_row(row)
+                    return True
+        return False
+
+    def unpin(self, key: bytes) -> None:
+        """Undo one :meth:`pin`."""
+        for namespace in list(self.cache._namespaces.values()):
+            namespace.unpin(key)
+
+    def evict(self, target: int | None, kinds: Collection[str]) -> tuple[int, int]:
+        """Evict rows and blocks."""
+        if target is None:
+            return self.cache.clear()
+        return self.cache.evict_bytes(target) if "ram" in kinds else (0, 0)
+
+    def _facts(self, row: Row) -> CachedRow:
+        identity = next(
+            one for one, space in self.cache._namespaces.items() if space.space is row.space
+        )
+        tokens = _tokens_of(row)
+        meta = kvc.Meta(
+            save_reason=row.reason if row.reason in kvc.REASONS else "unknown",
+            quant_bits=0,
+            fingerprint=identity.fingerprint,
+            fingerprint_mode="safe",
+            quant_type=identity.quant_type,
+            ctx_params_hash=identity.ctx_params_hash,
+            tokens=tokens,
+            context_size=0,
+            hit_count=row.hits,
+        )
+        return CachedRow(
+            key=row.key,
+            tier="ram",
+            size=row.nbytes,
+            used=row.used,
+            refcount=row.pins,
+            header=kvc.header(meta, row.nbytes),
+            location=(Atom("ram"),),
+            tokens=tokens,
+            hits=row.hits,
+        )
+
+
+def _tokens_of(row: Row) -> bytes:
+    node = row.node
+    parts = [node.tokens[: row.cut * 4]]
+    while node.parent is not None:
+        node = node.parent
+        parts.append(node.tokens)
+    return b"".join(reversed(parts))

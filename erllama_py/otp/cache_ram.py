@@ -1,0 +1,53 @@
+"""``erllama_cache_ram``: payloads in memory, by hand.
+
+They count against the memory tier's quota, of which they may take a quarter.
+"""
+
+from __future__ import annotations
+
+from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.otp._index import index, key_argument
+from erllama_py.types import Atom
+
+__all__ = ("delete", "load", "put", "size_bytes")
+
+
+def put(key: bytes, slab: bytes, header: bytes) -> Atom:
+    """Keep a payload as a row without tokens, which no engine restores.
+
+    The oldest others go where there is no room.
+
+    :return: ``ok``.
+    :raises ErllamaError: ``quota_exceeded``.
+    """
+    if not isinstance(slab, bytes) or not isinstance(header, bytes):
+        raise BadCall("function_clause", "a payload and its header are binaries")
+    index().put_slab(key_argument(key), slab, header)
+    return Atom("ok")
+
+
+def load(key: bytes) -> bytes | Atom:
+    """Return a payload that was put, or ``miss``.
+
+    :raises ErllamaError: ``model_not_loaded``: the engine has this row, and only a loaded
+        model can put its payload together.
+    """
+    here = index()
+    found = here.slab(key_argument(key))
+    if found is None and here.source.has(key):
+        raise ErllamaError("model_not_loaded", "no loaded model can export this row")
+    return Atom("miss") if found is None else found
+
+
+def delete(key: bytes) -> Atom:
+    """Drop a payload that was put, and its row.
+
+    :return: ``ok``, where there is none too.
+    """
+    index().delete_slab(key_argument(key))
+    return Atom("ok")
+
+
+def size_bytes() -> int:
+    """Return the bytes of the memory tier that are in use."""
+    return index().source.counters.snapshot()["bytes_ram"]
