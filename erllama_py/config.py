@@ -8,7 +8,9 @@ the key and the value.
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import msgspec
@@ -21,7 +23,7 @@ from erllama_py._backends.base import (
     StubOptions,
 )
 from erllama_py._cache.policy import Policy
-from erllama_py._cache.quota import default_quota
+from erllama_py._cache.quota import default_disk_quota, default_quota
 from erllama_py._machine.catalogue import resolve_model
 from erllama_py._machine.cpus import default_threads
 from erllama_py.errors import BadCall, ErllamaError
@@ -29,10 +31,11 @@ from erllama_py.types import Atom
 
 __all__ = (
     "EVERYDAY_POLICY",
+    "CacheSettings",
     "GenerateOptions",
     "LoadConfig",
     "RequestOptions",
-    "cache_quota",
+    "cache_settings",
     "invalid",
     "parse_load",
     "parse_request",
@@ -74,6 +77,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     ctx_params_hash: bytes
     context_size: int
     tier: str
+    tier_srv: str
+    """Name of the file tier's server; empty for the default one of that kind."""
     exactness: str
     caching: bool
     in_process: bool
@@ -135,12 +140,6 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         model_path = resolve_model(options["model_path"])
     policy = Policy.from_map(_nested(options, "policy"))
     tier = _choice(options, "tier", ("ram", "ram_file", "disk"), "ram")
-    if tier != "ram":
-        raise ErllamaError(
-            "not_supported",
-            f"the {tier} tier is not built yet",
-            "leave tier out: saves go to the RAM tier",
-        )
     return LoadConfig(
         backend_config=BackendConfig(
             backend=backend,
@@ -159,6 +158,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         ctx_params_hash=_digest(options, "ctx_params_hash") or bytes(32),
         context_size=_integer(options, "context_size", 4096, 0, 1 << 31),
         tier=tier,
+        tier_srv="" if tier == "ram" else _text(options, "tier_srv", ""),
         exactness=_choice(options, "exactness", ("token", "bit"), "token"),
         caching=_flag(options, "cache", default=True),
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
@@ -195,21 +195,78 @@ def parse_request(
     )
 
 
-def cache_quota() -> int:
-    """Return the RAM tier's quota in bytes: ``ERLLAMA_CACHE_RAM``, or the default.
+class CacheSettings(msgspec.Struct, frozen=True):
+    """The cache of one core, from ``ERLLAMA_CACHE_*`` and ``[cache]`` in config.toml."""
 
-    The variable takes a number of bytes, or one with K, M or G behind it; 0 turns the
-    tier off.
+    ram: int
+    """Bytes of shared memory; 0 stores nothing."""
+    disk: int
+    """Bytes of the default disk tier; 0 for none."""
+    disk_dir: Path
+    ram_file: int
+    """Bytes of a tier in files on tmpfs; 0 for none."""
+    ram_file_dir: Path
+    save: str
+    """When what is stored goes to a file tier: ``soon``, ``pressure`` (when memory is
+    needed), or ``off``."""
+    promote: bool
+    """Whether what was restored from a file is then kept in memory, too."""
 
-    :raises ErllamaError: it is set to something else.
+
+def cache_settings() -> CacheSettings:
+    """Read the cache's settings; the environment goes before the file.
+
+    :raises ErllamaError: one of them is not what it should be.
     """
-    text = os.environ.get("ERLLAMA_CACHE_RAM", "").strip()
-    if not text:
-        return default_quota()
+    given = _settings_file().get("cache", {})
+
+    def setting(name: str, variable: str) -> str:
+        text = os.environ.get(variable, "").strip()
+        return text or str(given.get(name, "")).strip()
+
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    disk_dir = Path(setting("dir", "ERLLAMA_CACHE_DIR") or caches / "erllama" / "kv")
+    ram_file_dir = setting("ram_file_dir", "ERLLAMA_CACHE_RAM_FILE_DIR")
+    save = setting("save", "ERLLAMA_CACHE_SAVE") or "soon"
+    if save not in ("soon", "pressure", "off"):
+        raise invalid("ERLLAMA_CACHE_SAVE", save, "soon, pressure or off")
+    promote = setting("promote", "ERLLAMA_CACHE_PROMOTE").lower() or "true"
+    if promote not in ("true", "false", "1", "0"):
+        raise invalid("ERLLAMA_CACHE_PROMOTE", promote, "true or false")
+    ram = setting("ram", "ERLLAMA_CACHE_RAM")
+    disk = setting("disk", "ERLLAMA_CACHE_DISK")
+    return CacheSettings(
+        ram=_bytes_of("ERLLAMA_CACHE_RAM", ram) if ram else default_quota(),
+        disk=_bytes_of("ERLLAMA_CACHE_DISK", disk) if disk else default_disk_quota(disk_dir),
+        disk_dir=disk_dir,
+        ram_file=_bytes_of(
+            "ERLLAMA_CACHE_RAM_FILE", setting("ram_file", "ERLLAMA_CACHE_RAM_FILE") or "0"
+        ),
+        ram_file_dir=Path(ram_file_dir or f"/dev/shm/erllama-{os.getuid()}"),  # noqa: S108
+        save=save,
+        promote=promote in ("true", "1"),
+    )
+
+
+def _settings_file() -> dict[str, Any]:
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = home / "erllama" / "config.toml"
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise invalid(
+            str(path), "its content", f"a TOML file that can be read ({error})"
+        ) from error
+
+
+def _bytes_of(name: str, text: str) -> int:
     scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1].upper())
     digits = text[:-1] if scale else text
     if not digits.isdecimal():
-        raise invalid("ERLLAMA_CACHE_RAM", text, "a number of bytes such as 512M")
+        raise invalid(name, text, "a number of bytes such as 512M")
     return int(digits) * (scale or 1)
 
 

@@ -8,7 +8,9 @@ lease hands out can therefore be read back and compared with the prompt.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from erllama_py._cache.checksum import crc
@@ -45,10 +47,21 @@ class Lab:
     """One cache, one namespace, and a clock that moves at every look."""
 
     def __init__(
-        self, quota: int = 1 << 20, *, segment_bytes: int = 1 << 16, identity: Identity = IDENTITY
+        self,
+        quota: int = 1 << 20,
+        *,
+        segment_bytes: int = 1 << 16,
+        identity: Identity = IDENTITY,
+        path: Path | None = None,
+        disk: int = 1 << 22,
+        moves: dict[str, bool] | None = None,
     ) -> None:
         self.now = 0
-        self.cache = Cache(quota, BLOCK, segment_bytes=segment_bytes, clock=self._tick)
+        self.cache = Cache(
+            quota, BLOCK, segment_bytes=segment_bytes, clock=self._tick, **(moves or {})
+        )
+        if path is not None:
+            self.cache.home = self.cache.add_tier("disk", "disk", path, disk, file_bytes=1 << 16)
         self.space = self.cache.namespace(identity)
 
     def _tick(self) -> int:
@@ -176,6 +189,17 @@ class Run:
         return self.lease.add_row(tokens, reason, tail=tail, logits=last)
 
 
+def read(cache: Cache, extent: Extent, nbytes: int) -> bytes:
+    """Read what an extent holds as a model process would, from memory or from a file."""
+    fd, _, is_file = cache.segment(extent.segment)
+    if not is_file:
+        return bytes(cache.view(extent)[:nbytes])
+    try:
+        return os.pread(fd, nbytes, extent.offset)
+    finally:
+        os.close(fd)
+
+
 def content(ids: Sequence[int]) -> bytes:
     return b"".join(encode_tokens([one]) * (TOKEN_BYTES // 4) for one in ids)
 
@@ -189,14 +213,14 @@ def check_pieces(cache: Cache, lease: Lease, ids: Sequence[int]) -> None:
     restored = b""
     for piece in lease.pieces:
         assert piece.start * TOKEN_BYTES == len(restored), "the pieces leave a gap"
-        data = bytes(cache.view(piece.extent)[: piece.nbytes])
+        data = read(cache, piece.extent, piece.nbytes)
         assert crc(data) == piece.crc
         assert len(data) == (piece.end - piece.start) * TOKEN_BYTES
         restored += data
     assert restored[: lease.keep * TOKEN_BYTES] == content(ids[: lease.keep])
     assert len(restored) >= lease.keep * TOKEN_BYTES
     if lease.logits is not None:
-        data = bytes(cache.view(lease.logits.extent)[: lease.logits.nbytes])
+        data = read(cache, lease.logits.extent, lease.logits.nbytes)
         assert data == logits_of(ids)
         assert crc(data) == lease.logits.crc
         assert lease.keep == len(ids)

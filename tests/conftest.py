@@ -26,6 +26,8 @@ for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HO
     os.environ.pop(name, None)
 for name in [name for name in os.environ if name.startswith("ERLLAMA_")]:
     del os.environ[name]
+# A test that wants the user's disk tier says so: it would be warm from the tests before.
+os.environ["ERLLAMA_CACHE_DISK"] = "0"
 
 
 def pytest_unconfigure() -> None:

@@ -8,27 +8,31 @@ needs.  T stays beside P while a row is exact at ``bit`` through it.  An S tail 
 when a longer sibling that begins with its tokens carries S of the same thread count or
 P; rows that ended in the tail then end inside the sibling.
 
-Eviction takes leaves, so a payload's whole chain from position 0 is there as long as
-the payload is.  Exempt are nodes with pins (the tip of a running request, a pinned row)
-and nodes one of whose payloads is being read.
+Eviction is by tier.  What is in another tier too only loses its place in this one; what
+is nowhere else goes for good, and that takes leaves, so a payload's whole chain from
+position 0 is there as long as the payload is.  Exempt are nodes with pins (the tip of a
+running request, a pinned row) and nodes one of whose payloads is being read.
 
 Invariants
   * a live node other than a root has a payload or a child with one, and its parent is
     live; a childless node has a payload;
   * a live row's node is live, and ``node.start < length <= node.end``;
-  * no payload is both live and in ``freed``; a blob enters ``freed`` once, when it is
-    dropped and its pins are zero.
+  * a live blob has a place in some tier; ``node.under`` counts the children in a tier;
+  * no live blob has a place in ``freed``; a place enters ``freed`` once, when it is
+    given up or its blob is dropped, and nobody reads it.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Final
 
 from erllama_py._cache.grade import Grade, Want, last_slice
-from erllama_py._cache.queue import EvictionQueue
+from erllama_py._cache.queue import EvictionQueue, used
 from erllama_py._cache.row import Logits, Row, Space
+from erllama_py._cache.tier import RAM, Tier
 from erllama_py._cache.trie import (
     TOKEN_BYTES,
     Blob,
@@ -36,6 +40,7 @@ from erllama_py._cache.trie import (
     Node,
     Payload,
     covering,
+    longest_prefix,
     prefixes,
     walk,
 )
@@ -55,8 +60,8 @@ class Index:
 
     def __init__(self, block: int) -> None:
         self.block = block
-        self.freed: list[Any] = []
-        """Extents nothing refers to any more, for the owner to take."""
+        self.freed: list[tuple[Tier, Any]] = []
+        """Places nothing refers to any more, for the owner to take."""
         self.rows_gone = 0
         """Rows evicted or broken since the owner last looked."""
         self.payloads: dict[int, Payload] = {}
@@ -66,7 +71,22 @@ class Index:
         self.grades = {"P": 0, "T": 0, "S": 0}
         """Payloads by kind of grade."""
         self._serials = itertools.count(1)
-        self.queue = EvictionQueue()
+        self._queues: dict[Tier, EvictionQueue] = {}
+
+    def queue(self, tier: Tier) -> EvictionQueue:
+        """Return a tier's order of eviction."""
+        found = self._queues.get(tier)
+        if found is None:
+            found = self._queues[tier] = EvictionQueue(tier)
+        return found
+
+    def _offer(self, item: Node | Logits, tiers: Iterable[Tier]) -> None:
+        for tier in tiers:
+            self.queue(tier).offer(item)
+
+    def _offer_everywhere(self, node: Node) -> None:
+        """Offer a node in every tier: what it waited for may have ended."""
+        self._offer(node, {t for payload in node.variants.values() for t in payload.places})
 
     # -- finding --------------------------------------------------------------------
 
@@ -84,10 +104,23 @@ class Index:
             if found is not None:
                 match.payloads.append(found[0])
                 match.length += found[1]
+        whole = self._longest_whole(space, tokens, want)
+        if whole is not None and whole.node.end > match.length:
+            return Match([whole], whole.node.end, match.tip)
         return match
+
+    def _longest_whole(self, space: Space, tokens: bytes, want: Want) -> Payload | None:
+        """Find the longest sequence in one piece that leaves a token to compute."""
+        if not space.wholes.order:
+            return None
+        return longest_prefix(space.wholes, tokens[:-TOKEN_BYTES], want)
 
     def exact(self, space: Space, tokens: bytes, chunk: int) -> Match | None:
         """Find the payloads a canonical prefill of exactly these tokens left, or None."""
+        one_piece = space.wholes.children.get(tokens)
+        if one_piece is not None:
+            only = one_piece.variants.get(Grade("P", chunk))
+            return Match([only], one_piece.end, space.root) if only else None
         length = len(tokens) // TOKEN_BYTES
         boundary = length // chunk * chunk
         whole, last = Grade("P", chunk), last_slice(chunk, length)
@@ -125,24 +158,108 @@ class Index:
         if node is not None and self._has(node, grade, want):
             self.touch(node, now)
             return node, False
-        if grade.kind == "S" and len(tokens) < self.block * TOKEN_BYTES:
+        if grade.kind == "S" and len(tokens) < self._step:
             cover = covering(parent, tokens, want.loosely)
             if cover is not None:
                 self.touch(cover.node, now)
                 return cover.node, False
+        return self._store(parent, tokens, grade, blob, now), True
+
+    def add_whole(
+        self, space: Space, tokens: bytes, grade: Grade, blob: Blob, now: int
+    ) -> tuple[Node, bool]:
+        """Store a sequence in one piece; return (its node, whether it was new)."""
+        node = space.wholes.children.get(tokens)
+        if node is not None and grade in node.variants:
+            self.touch(node, now)
+            return node, False
+        return self._store(space.wholes, tokens, grade, blob, now), True
+
+    def _store(self, parent: Node, tokens: bytes, grade: Grade, blob: Blob, now: int) -> Node:
+        node = parent.children.get(tokens)
         if node is None:
             node = Node(parent, tokens)
             parent.hang(node)
             self.nodes += 1
+            node.used = now
+            node.score = now
         self.touch(node, now)
-        payload = Payload(next(self._serials), node, grade, blob.extent, blob.nbytes, blob.crc)
+        payload = Payload(next(self._serials), node, grade, blob)
+        places, payload.places = payload.places, {}
         node.variants[grade] = payload
         self.payloads[payload.serial] = payload
         self.grades[grade.kind] += 1
+        for tier, place in places.items():
+            self.place(payload, tier, place)
         self._supersede(node, grade)
         self._absorb(node, grade)
-        self.queue.offer(node)
-        return node, True
+        return node
+
+    def adopt(
+        self, parent: Node, tokens: bytes, grade: Grade, blob: Blob, used_at: int
+    ) -> Node | None:
+        """Take in a payload found in a file; None, and nothing is stored, if it fits nowhere.
+
+        What is known already gets one more place.
+        """
+        if not parent.whole:
+            try:
+                self._check(parent, tokens, grade)
+            except ValueError:
+                return None
+            if not parent.live or not self._may_follow(parent, grade):
+                return None
+        node = parent.children.get(tokens)
+        known = node.variants.get(grade) if node is not None else None
+        if known is not None:
+            same = (known.nbytes, known.crc) == (blob.nbytes, blob.crc)
+            ((tier, place),) = blob.places.items()
+            if not same or tier in known.places:
+                return None
+            self.place(known, tier, place)
+            return node
+        if node is not None and self._superseded(node, grade):
+            return None
+        return self._store(parent, tokens, grade, blob, used_at)
+
+    # -- places ---------------------------------------------------------------------
+
+    def place(self, blob: Blob, tier: Tier, place: Any) -> None:
+        """Note that a live blob is in a tier, too."""
+        if isinstance(blob, Payload):
+            node = blob.node
+            if not node.within(tier) and node.parent is not None:
+                node.parent.under[tier] = node.parent.under.get(tier, 0) + 1
+            blob.places[tier] = place
+            # Its other places may be given up now that it has one more.
+            self._offer(node, blob.places)
+        elif isinstance(blob, Logits):
+            blob.places[tier] = place
+            self._offer(blob, blob.places)
+
+    def _displace(self, blob: Blob, tier: Tier) -> None:
+        self.freed.append((tier, blob.places.pop(tier)))
+        if isinstance(blob, Payload):
+            self._left(blob.node, tier)
+
+    def _left(self, node: Node, tier: Tier) -> None:
+        """A payload of the node is not in the tier any more: perhaps the node is not."""
+        if node.within(tier):
+            return
+        parent = node.parent
+        assert parent is not None
+        parent.under[tier] -= 1
+        if not parent.under[tier]:
+            del parent.under[tier]
+        parent.score = max(parent.score, node.score)
+        for row in node.rows:
+            self._forget_record(row, tier)
+        self.queue(tier).offer(parent)
+
+    def _forget_record(self, row: Row, tier: Tier) -> None:
+        record = row.records.pop(tier, None)
+        if record is not None:
+            self.freed.append((tier, record))
 
     def _check(self, parent: Node, tokens: bytes, grade: Grade) -> None:
         if not 0 < len(tokens) <= self._step or len(tokens) % TOKEN_BYTES:
@@ -177,8 +294,11 @@ class Index:
             if other.grade.kind == "S" or (other.grade.kind == "T" and not other.needed):
                 self._detach(other)
 
+    def _superseded(self, node: Node, grade: Grade) -> bool:
+        return grade.kind == "S" and any(other.kind == "P" for other in node.variants)
+
     def _absorb(self, node: Node, grade: Grade) -> None:
-        if grade.kind == "T":
+        if grade.kind == "T" or node.whole:
             return
         for tail in list(prefixes(node)):
             for other in list(tail.variants.values()):
@@ -189,15 +309,17 @@ class Index:
 
     # -- rows -----------------------------------------------------------------------
 
-    def locate(self, space: Space, tokens: bytes, want: Want) -> tuple[Node, int] | None:
-        """Return the deepest node of these tokens and the bytes of their chain, or None."""
+    def locate(self, space: Space, tokens: bytes, want: Want) -> Node | None:
+        """Return the deepest node of these tokens, or None where some of them are missing."""
+        whole = space.wholes.children.get(tokens)
+        if whole is not None and whole.usable(want.loosely):
+            return whole
         match = walk(space.root, tokens, want.loosely, self.block)
         rest = tokens[match.length * TOKEN_BYTES :]
-        nbytes = sum(payload.nbytes for payload in match.payloads)
         if not rest:
-            return match.tip, nbytes
+            return match.tip
         last = covering(match.tip, rest, want.loosely) if len(rest) < self._step else None
-        return (last.node, nbytes + last.nbytes) if last else None
+        return last.node if last else None
 
     @property
     def _step(self) -> int:
@@ -208,19 +330,23 @@ class Index:
     ) -> Row | None:
         """Record a row, or return the one that is there; None where its chain is broken."""
         row = space.rows.get(key)
-        place = self.locate(space, tokens, want)
-        if row is None and place is not None and tokens:
-            node, nbytes = place
-            row = Row(space, key, node, len(tokens) // TOKEN_BYTES)
-            row.nbytes = nbytes
+        node = self.locate(space, tokens, want)
+        if row is None and node is not None and tokens:
+            row = self.adopt_row(space, key, node, len(tokens) // TOKEN_BYTES, now)
             row.reason = reason
-            row.used = now
-            space.rows[key] = row
-            space.ghosts.pop(key, None)
-            node.rows.add(row)
-            self.rows[row] = None
         if row is not None:
             self.touch_row(row, now)
+        return row
+
+    def adopt_row(self, space: Space, key: bytes, node: Node, length: int, used_at: int) -> Row:
+        """Make a row that ends in ``node``, last used at the time given."""
+        row = Row(space, key, node, length)
+        row.used = row.score = used_at
+        row.nbytes = _chain_bytes(node)
+        space.rows[key] = row
+        space.ghosts.pop(key, None)
+        node.rows.add(row)
+        self.rows[row] = None
         return row
 
     def set_logits(self, row: Row, blob: Blob, chunk: int, *, canonical: bool) -> bool:
@@ -228,12 +354,13 @@ class Index:
         if row.logits is not None and (not canonical or row.canonical == chunk):
             return False
         self._drop_logits(row)
-        row.logits = Logits(row, blob.extent, blob.nbytes, blob.crc)
+        row.logits = Logits(row, blob)
         row.nbytes += blob.nbytes
         row.serial = next(self._serials)
         row.canonical = chunk if canonical else 0
-        self._thin(row)
-        self.queue.offer(row.logits)
+        if not row.node.whole:
+            self._thin(row)
+        self._offer(row.logits, row.logits.places)
         return True
 
     def keep_exact(self, row: Row, tokens: bytes) -> None:
@@ -260,14 +387,17 @@ class Index:
         for row in bearing[LOGITS_KEPT:]:
             self._drop_logits(row)
 
-    def touch(self, node: Node, now: int) -> None:
-        """Note that a node was used, and with it all before it."""
-        node.used = max(node.used, now)
+    def touch(self, node: Node, now: int, uses: float = 0.0) -> None:
+        """Note that a node was stored or used, and with it all before it.
 
-    def touch_row(self, row: Row, now: int) -> None:
-        """Note that a row was used."""
-        row.used = now
-        self.touch(row.node, now)
+        :param uses: 1 where it saved somebody a prefill; storing it does not.
+        """
+        used(node, now, uses)
+
+    def touch_row(self, row: Row, now: int, uses: float = 0.0) -> None:
+        """Note that a row was stored or used."""
+        used(row, now, uses)
+        self.touch(row.node, now, uses)
         self.rows.move_to_end(row)
 
     def pin_row(self, row: Row) -> None:
@@ -280,14 +410,14 @@ class Index:
         row.pins -= 1
         self.unpin_node(row.node)
         if row.logits is not None:
-            self.queue.offer(row.logits)
+            self._offer(row.logits, row.logits.places)
 
     # -- pins -----------------------------------------------------------------------
 
     def unpin_node(self, node: Node) -> None:
         """Take one pin off a node."""
         node.pins -= 1
-        self.queue.offer(node)
+        self._offer_everywhere(node)
 
     def unpin(self, blob: Blob) -> None:
         """Take one reader off a payload or a row's logits."""
@@ -295,22 +425,42 @@ class Index:
         if blob.pins:
             return
         if not blob.live:
-            self.freed.append(blob.extent)
+            self._free(blob)
         elif isinstance(blob, Payload):
-            self.queue.offer(blob.node)
+            self._offer_everywhere(blob.node)
         elif isinstance(blob, Logits):
-            self.queue.offer(blob)
+            self._offer(blob, blob.places)
 
     # -- dropping -------------------------------------------------------------------
 
-    def evict(self) -> bool:
-        """Evict one leaf or one row's logits; False where nothing may go."""
-        item = self.queue.pop()
-        if isinstance(item, Node):
+    def evict(self, tier: Tier = RAM) -> bool:
+        """Take a node's payloads or a row's logits out of a tier; False if nothing may go."""
+        item = self.queue(tier).pop()
+        if item is None:
+            return False
+        self.give_up(item, tier)
+        return True
+
+    def give_up(self, item: Node | Logits, tier: Tier) -> None:
+        """Take what a tier's queue named out of the tier, for good where it is nowhere else."""
+        if isinstance(item, Logits):
+            if len(item.places) == 1:
+                self._drop_logits(item.row)
+            else:
+                self._displace(item, tier)
+            return
+        held = [payload for payload in item.variants.values() if tier in payload.places]
+        if any(len(payload.places) > 1 for payload in held):
+            for payload in held:
+                if len(payload.places) > 1:
+                    self._displace(payload, tier)
+                else:
+                    self._detach(payload)
+        elif len(held) == len(item.variants):
             self._cut_off(item)
-        elif item is not None:
-            self._drop_logits(item.row)
-        return item is not None
+        else:
+            for payload in held:
+                self._detach(payload)
 
     def quarantine(self, serial: int) -> bool:
         """Drop one payload, and what hangs on it if it was its node's last."""
@@ -342,12 +492,16 @@ class Index:
         del payload.node.variants[payload.grade]
         del self.payloads[payload.serial]
         self.grades[payload.grade.kind] -= 1
-        self._let_go(payload)
+        payload.live = False
+        for tier in payload.places:
+            self._left(payload.node, tier)
+        if not payload.pins:
+            self._free(payload)
         rows, payload.needed = payload.needed, set()
         for row in rows:
             self._release_wants(row)
         # It may have been the one that was being read, and kept its node from eviction.
-        self.queue.offer(payload.node)
+        self._offer_everywhere(payload.node)
 
     def _release_wants(self, row: Row) -> None:
         """A row is no longer exact at ``bit``: free what was kept for that alone."""
@@ -373,16 +527,18 @@ class Index:
         parent.unhang(node)
         self.nodes -= 1
         parent.used = max(parent.used, node.used)
+        parent.score = max(parent.score, node.score)
         rows, node.rows = node.rows, set()
         for row in rows:
-            cover = covering(parent, node.tokens[: row.cut * TOKEN_BYTES])
+            own = node.tokens[: row.cut * TOKEN_BYTES]
+            cover = None if node.whole else covering(parent, own)
             if cover is None:
                 self._drop_row(row)
             else:
                 row.node = cover.node
                 row.node.rows.add(row)
                 row.node.pins += row.pins
-        self.queue.offer(parent)
+        self._offer_everywhere(parent)
 
     def _drop_row(self, row: Row) -> None:
         space = row.space
@@ -391,6 +547,9 @@ class Index:
         space.ghosts[row.key] = row.length
         if len(space.ghosts) > GHOSTS_KEPT:
             space.ghosts.popitem(last=False)
+        row.live = False
+        for tier in list(row.records):
+            self._forget_record(row, tier)
         self._drop_logits(row)
         self._release_wants(row)
         self.rows_gone += 1
@@ -399,10 +558,21 @@ class Index:
         logits, row.logits, row.canonical = row.logits, None, 0
         if logits is not None:
             row.nbytes -= logits.nbytes
-            self._let_go(logits)
+            logits.live = False
+            if not logits.pins:
+                self._free(logits)
             self._release_wants(row)
 
-    def _let_go(self, blob: Blob) -> None:
-        blob.live = False
-        if not blob.pins:
-            self.freed.append(blob.extent)
+    def _free(self, blob: Blob) -> None:
+        places, blob.places = blob.places, {}
+        self.freed.extend(places.items())
+
+
+def _chain_bytes(node: Node) -> int:
+    """Return the bytes of one payload of each node from the front to this one."""
+    nbytes = 0
+    one: Node | None = node
+    while one is not None and one.variants:
+        nbytes += next(iter(one.variants.values())).nbytes
+        one = one.parent
+    return nbytes

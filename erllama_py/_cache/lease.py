@@ -12,11 +12,15 @@ stored must be reachable from position 0; the request itself goes on.
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.ram import Extent
+from erllama_py._cache.row import Logits
+from erllama_py._cache.tier import RAM
 from erllama_py._cache.trie import TOKEN_BYTES, Blob, Node, Payload, walk
 from erllama_py._cache.waiters import wake
 
@@ -24,10 +28,20 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from erllama_py._cache.namespace import Namespace
-    from erllama_py._cache.row import Logits, Row
+    from erllama_py._cache.row import Row
     from erllama_py._cache.waiters import Waiter
 
-__all__ = ("COUNTER_OF", "REASONS", "Found", "Lease", "NewLogits", "Piece", "StoredLogits", "Tail")
+__all__ = (
+    "COUNTER_OF",
+    "REASONS",
+    "Found",
+    "Lease",
+    "NewLogits",
+    "Piece",
+    "StoredLogits",
+    "Tail",
+    "where",
+)
 
 REASONS: Final = ("cold", "continued", "finish", "evict", "shutdown")
 """Why rows are saved; each has its counter ``saves_<reason>``."""
@@ -113,6 +127,8 @@ class Lease:
     """Of position ``keep - 1``; only for an exact hit.  The KV ends there too."""
     label: str | None
     """``bit`` where the hit is identical to a cold run's state, else ``token``; None cold."""
+    tiers: Counter[str]
+    """Tokens to be restored by the kind of tier they come from."""
     captured: int
     """Tokens in whole blocks that are there already: capture starts at this position."""
 
@@ -133,11 +149,16 @@ class Lease:
         self.keep = found.keep
         self.label = found.label
         needed = [payload for payload in found.payloads if payload.node.start < found.keep]
+        self._restoring = needed
         self.pieces = [
-            Piece(p.serial, p.extent, p.nbytes, p.crc, p.node.start, p.node.end) for p in needed
+            Piece(p.serial, where(p), p.nbytes, p.crc, p.node.start, p.node.end) for p in needed
         ]
+        self.tiers = Counter[str]()
+        for payload in needed:
+            end = min(payload.node.end, found.keep)
+            self.tiers[payload.tier.kind] += end - payload.node.start
         logits = found.logits
-        self.logits = StoredLogits(logits.extent, logits.crc, logits.nbytes) if logits else None
+        self.logits = StoredLogits(where(logits), logits.crc, logits.nbytes) if logits else None
         self._pinned: list[Blob] = [*needed, logits] if logits else [*needed]
         for blob in self._pinned:
             blob.pins += 1
@@ -168,6 +189,9 @@ class Lease:
         with self._shared.lock:
             self._unpin()
             self._shared.settle()
+            if self._shared.mover is not None:
+                self._shared.mover.restored(self._restoring)
+            self._restoring = []
 
     def restart(self) -> None:
         """The restore failed: the request goes on cold, from position 0.
@@ -182,6 +206,8 @@ class Lease:
             self.kind = self.via = "cold"
             self.prefix_len = self.keep = 0
             self.pieces = []
+            self._restoring = []
+            self.tiers.clear()
             self.logits = self.label = None
             tip = self._namespace.capture_tip(self._tokens, self._want)
             self._move_tip(None if self._closed else tip)
@@ -251,6 +277,9 @@ class Lease:
                 self._shared.give_back(logits.extent)
             if row is not None:
                 index.keep_exact(row, tokens)
+                if not before:
+                    row.created = int(time.time())
+                    self._shared.stored(self._namespace, row)
             counters = self._shared.counters
             if row is not None and not before:
                 counters.incr(f"saves_{reason}")
@@ -275,9 +304,12 @@ class Lease:
         return self._add(whole.tip, rest, grade, tail.extent, tail.nbytes, tail.crc)[1]
 
     def _add_logits(self, row: Row, new: NewLogits) -> bool:
-        blob = Blob(new.extent, new.extent.size, new.crc)
+        blob = Blob({RAM: new.extent}, new.extent.size, new.crc)
         chunk = self._want.chunk
-        return self._shared.index.set_logits(row, blob, chunk, canonical=new.canonical)
+        taken = self._shared.index.set_logits(row, blob, chunk, canonical=new.canonical)
+        if taken and row.logits is not None:
+            self._shared.stored(self._namespace, row.logits)
+        return taken
 
     def _add(
         self, parent: Node, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, crc: int
@@ -286,10 +318,12 @@ class Lease:
         now = shared.clock()
         if self._closed or shared.closed:
             return None, False
-        blob = Blob(extent, nbytes, crc)
+        blob = Blob({RAM: extent}, nbytes, crc)
         node, new = shared.index.add(parent, tokens, grade, blob, self._want, now)
         if node is not None and new:
-            node.variants[grade].extent = shared.ram.trim(extent, nbytes)
+            payload = node.variants[grade]
+            payload.places[RAM] = shared.ram.trim(extent, nbytes)
+            shared.stored(self._namespace, payload)
         return node, new
 
     # -- announcing -------------------------------------------------------------------
@@ -352,6 +386,18 @@ class Lease:
                 raise ValueError(f"a row of {length} tokens has no tail at {tail.start}")
         if logits is not None:
             _check_size(logits.extent, logits.extent.size)
+
+
+def where(blob: Payload | Logits) -> Extent:
+    """Return where to read a blob: a segment of memory, or a file, by its number."""
+    tier = blob.tier
+    place = blob.places[tier]
+    if tier is RAM:
+        extent: Extent = place
+        return extent
+    # In a file, a sequence in one piece has its tokens before its KV.
+    head = len(blob.node.tokens) if isinstance(blob, Payload) and blob.node.whole else 0
+    return Extent(place.file, place.offset + head, blob.nbytes)
 
 
 def _check_size(extent: Extent, nbytes: int) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from erllama_py._cache import key as keys
-from erllama_py._cache.grade import Want
+from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.lease import COUNTER_OF, Found, Lease
+from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Space
-from erllama_py._cache.trie import TOKEN_BYTES, Node, walk
+from erllama_py._cache.tier import RAM
+from erllama_py._cache.trie import TOKEN_BYTES, Blob, Match, Node, Payload, walk
 from erllama_py._cache.waiters import Waiters
 
 if TYPE_CHECKING:
+    from erllama_py._cache.filetier import FileTier
     from erllama_py._cache.shared import Shared
 
 __all__ = ("Identity", "Namespace")
@@ -40,7 +44,13 @@ class Namespace:
     def __init__(self, identity: Identity, shared: Shared) -> None:
         self.identity = identity
         self.shared = shared
-        self.space = Space(identity.fingerprint.hex())
+        self.description = msgspec.json.encode(identity)
+        """The identity as files carry it."""
+        self.digest = hashlib.sha256(self.description).digest()
+        self.home: FileTier | None = None
+        """Where what is stored here is written, besides memory."""
+        step = shared.index.block * TOKEN_BYTES
+        self.space = Space(identity.fingerprint.hex(), self.digest, step)
         self.waiters = Waiters(shared.lock)
         """Internal to the package, as ``shared`` and ``space`` are."""
 
@@ -61,6 +71,7 @@ class Namespace:
         threads: int,
         floor: int = 0,
         counted: bool = True,
+        worth: Callable[[Sequence[Payload]], int] | None = None,
     ) -> Lease:
         """Find what can be restored for a prompt, and pin it.
 
@@ -75,6 +86,8 @@ class Namespace:
         :param chunk: the request's prefill chunk in tokens, a multiple of the block.
         :param threads: the engine's decode threads.
         :param counted: False for a request that was counted before: a preempted one.
+        :param worth: how many of some payloads, from the front, to restore rather than
+            to compute.
         """
         want = Want.of(exactness, chunk, threads)
         key = self.key(tokens)
@@ -82,7 +95,7 @@ class Namespace:
         shared = self.shared
         with shared.lock:
             started = time.perf_counter_ns()
-            found = self._find(tokens, key, want, floor, resumes=resumes)
+            found = self._find(tokens, key, want, floor, resumes=resumes, worth=worth)
             if counted:
                 if found.via in ("longest_prefix", "cold") and len(tokens) >= floor * TOKEN_BYTES:
                     self._count_probe(started)
@@ -113,15 +126,32 @@ class Namespace:
                 self._count_probe(started)
         return found.prefix_len
 
-    def _find(self, tokens: bytes, key: bytes, want: Want, floor: int, *, resumes: bool) -> Found:
+    def _find(
+        self,
+        tokens: bytes,
+        key: bytes,
+        want: Want,
+        floor: int,
+        *,
+        resumes: bool,
+        worth: Callable[[Sequence[Payload]], int] | None = None,
+    ) -> Found:
         index, length = self.shared.index, len(tokens) // TOKEN_BYTES
         row = self.space.rows.get(key)
+        if row is not None and row.node.whole and row.logits is not None and not want.bit:
+            only = row.node.usable(want)
+            if only is not None:
+                return Found(
+                    "exact", length, length, (only,), row.logits, "token", self.space.root, row
+                )
         if row is not None and row.logits is not None and row.canonical == want.chunk:
             same = index.exact(self.space, tokens, want.chunk)
             if same is not None:
                 payloads, logits = same.payloads, row.logits
                 return Found("exact", length, length, payloads, logits, "bit", same.tip, row)
         match = index.search(self.space, tokens, want)
+        if worth is not None:
+            _cut_to_worth(match, worth)
         if row is not None and match.length == length and not want.bit:
             keep = length if row.logits else length - 1
             label = "token"
@@ -129,8 +159,9 @@ class Namespace:
         # At least one token is left to compute, for its logits.
         keep = min(match.length, length - 1)
         aligned = keep // want.chunk * want.chunk
-        if want.bit:
-            keep = aligned
+        if want.bit and keep != aligned:
+            # What is in one piece cannot be cut down to a multiple of the chunk.
+            keep = 0 if match.payloads and match.payloads[0].node.whole else aligned
         via = "resume" if resumes else "longest_prefix"
         if keep <= 0 or (keep < floor and not resumes):
             return Found("cold", 0, 0, (), None, None, self.capture_tip(tokens, want), None)
@@ -167,14 +198,14 @@ class Namespace:
 
     def _touch(self, found: Found, parent_key: object) -> None:
         index, now = self.shared.index, self.shared.clock()
-        if found.keep:
-            index.touch(found.payloads[-1].node, now)
         row = found.row
         if found.via == "resume" and isinstance(parent_key, bytes):
             row = self.space.rows.get(parent_key)
         if row is not None:
             row.hits += 1
-            index.touch_row(row, now)
+            index.touch_row(row, now, 1.0)
+        if found.keep and (row is None or row.node is not found.payloads[-1].node):
+            index.touch(found.payloads[-1].node, now, 1.0)
 
     def _count_probe(self, started: int) -> None:
         counters = self.shared.counters
@@ -233,3 +264,36 @@ class Namespace:
                 self.shared.counters.add("corrupt_files", dropped)
             self.shared.settle()
         return dropped
+
+    # -- sequences in one piece ---------------------------------------------------------
+
+    def add_whole(
+        self, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, checksum: int
+    ) -> bool:
+        """Store a sequence whose KV is one payload; the extent is given away.
+
+        Returns whether it was new.
+        """
+        shared = self.shared
+        with shared.lock:
+            new = False
+            if not shared.closed:
+                blob = Blob({RAM: shared.ram.trim(extent, nbytes)}, nbytes, checksum)
+                now = shared.clock()
+                node, new = shared.index.add_whole(self.space, tokens, grade, blob, now)
+                if new:
+                    shared.stored(self, node.variants[grade])
+                else:
+                    shared.give_back(blob.extent)
+            shared.settle()
+        return new
+
+
+def _cut_to_worth(match: Match, worth: Callable[[Sequence[Payload]], int]) -> None:
+    """Shorten a match to what is quicker to restore than to compute."""
+    count = worth(match.payloads)
+    if count < len(match.payloads):
+        match.length = match.payloads[count].node.start
+        del match.payloads[count:]
+        while match.tip.end > match.length and match.tip.parent is not None:
+            match.tip = match.tip.parent

@@ -1,13 +1,14 @@
-"""How much memory this process may use, and the RAM tier's share of it."""
+"""How much memory this process may use, and the tiers' shares of memory and disk."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-__all__ = ("default_quota", "usable_memory")
+__all__ = ("default_disk_quota", "default_quota", "usable_memory")
 
 SHARE: Final = 4
 """The default quota is one part in four of the memory."""
@@ -15,10 +16,27 @@ SHARE: Final = 4
 LIMIT: Final = 4 << 30
 """The most anyone gets without asking: beyond it, people take a cache for a leak."""
 
+DISK_SHARE: Final = 10
+DISK_LIMIT: Final = 8 << 30
+
 
 def default_quota() -> int:
     """Return the default byte quota of the RAM tier."""
     return min(usable_memory() // SHARE, LIMIT)
+
+
+def default_disk_quota(path: Path) -> int:
+    """Return the default byte quota of a disk tier in ``path``, which need not be there.
+
+    A tenth of the file system, at most 8 GiB: a few hundred thousand tokens of a small
+    model, ten thousand of a large one.
+    """
+    for folder in (path, *path.parents):
+        try:
+            return min(shutil.disk_usage(folder).total // DISK_SHARE, DISK_LIMIT)
+        except OSError:
+            continue
+    return 0
 
 
 def usable_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

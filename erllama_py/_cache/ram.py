@@ -17,20 +17,22 @@ It is backed again when it is needed.
 Slow calls into the kernel (:func:`back`, :func:`drain`) are split from the bookkeeping
 around them, so the owner can make them without holding its lock.
 
-Not thread-safe.  Allocation is first fit with coalescing: grants are nearly all of one
-size (a block), and low addresses first lets the last segments fall empty.
+Not thread-safe.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import mmap
 import os
 import sys
 import tempfile
-from bisect import bisect_left
+from collections.abc import Callable
 from typing import Final, NamedTuple
+
+from erllama_py._cache.room import Room
 
 __all__ = ("ALIGN", "SEGMENT_BYTES", "Extent", "RamTier", "Segment", "back", "drain")
 
@@ -52,61 +54,25 @@ class Extent(NamedTuple):
     size: int
 
 
-class Segment:
+class Segment(Room):
     """One shared file and the map of what is granted in it."""
 
-    __slots__ = (*("backed", "fd", "free", "granted", "holes", "index", "pending", "size", "view"),)
+    __slots__ = ("backed", "fd", "index", "pending", "view")
 
     def __init__(self, index: int, size: int, fd: int) -> None:
+        super().__init__(size)
         self.index = index
-        self.size = size
         self.fd = fd
         self.backed = False
         self.pending = False
         """Whether someone is backing or draining it now."""
-        self.free = size
-        self.granted: dict[int, int] = {}
-        self.holes: list[tuple[int, int]] = [(0, size)]
-        """(offset, size) in address order, never touching each other."""
         self.view: mmap.mmap | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing in it is granted."""
-        return not self.granted
 
     def mapped(self) -> mmap.mmap:
         """Return this process's own mapping, made on first use."""
         if self.view is None:
             self.view = mmap.mmap(self.fd, self.size)
         return self.view
-
-    def take(self, size: int) -> int | None:
-        """Grant ``size`` bytes; return their offset, or None where no hole is enough."""
-        if self.free < size:
-            return None
-        for at, (offset, room) in enumerate(self.holes):
-            if room >= size:
-                if room == size:
-                    del self.holes[at]
-                else:
-                    self.holes[at] = (offset + size, room - size)
-                self.granted[offset] = size
-                self.free -= size
-                return offset
-        return None
-
-    def give_back(self, offset: int, size: int) -> None:
-        """Make [offset, offset + size) a hole again, joined with its neighbours."""
-        self.free += size
-        at = bisect_left(self.holes, (offset, 0))
-        if at < len(self.holes) and self.holes[at][0] == offset + size:
-            size += self.holes.pop(at)[1]
-        if at and sum(self.holes[at - 1]) == offset:
-            offset, before = self.holes[at - 1]
-            self.holes[at - 1] = (offset, before + size)
-        else:
-            self.holes.insert(at, (offset, size))
 
 
 class RamTier:
@@ -115,16 +81,23 @@ class RamTier:
     :param quota: bytes; 0 stores nothing.
     :param segment_bytes: size of a segment, unless one payload needs more or the quota
         has less left.
+    :param numbers: gives segments their numbers, which files of other tiers share.
     """
 
-    def __init__(self, quota: int, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        quota: int,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        numbers: Callable[[], int] | None = None,
+    ) -> None:
         self.quota = max(0, quota)
         self.used = 0
         """Bytes granted now: extents that hold payloads and extents still to be filled."""
         self._segment_bytes = segment_bytes
         self._segments: dict[int, Segment] = {}
         self._promised = 0
-        self._made = 0
+        self._number = numbers or itertools.count().__next__
 
     @property
     def segments(self) -> dict[int, tuple[int, int]]:
@@ -231,8 +204,7 @@ class RamTier:
                 break
         else:
             size = max(need, min(self._segment_bytes, left) // _PAGE * _PAGE)
-            one = Segment(self._made, size, -1)
-            self._made += 1
+            one = Segment(self._number(), size, -1)
             self._segments[one.index] = one
         self._promised += one.size
         one.pending = True

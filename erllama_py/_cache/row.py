@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+from erllama_py._cache.tier import Tier
 from erllama_py._cache.trie import Blob, Node, Payload
 
 __all__ = ("Logits", "Row", "Space")
@@ -18,20 +19,20 @@ __all__ = ("Logits", "Row", "Space")
 class Logits(Blob):
     """The logits of a row's last position."""
 
-    __slots__ = ("queued", "row")
+    __slots__ = ("row",)
 
-    def __init__(self, row: Row, extent: Any, nbytes: int, crc: int) -> None:
-        super().__init__(extent, nbytes, crc)
+    def __init__(self, row: Row, blob: Blob) -> None:
+        super().__init__(blob.places, blob.nbytes, blob.crc)
         self.row = row
-        self.queued = False
 
 
 class Row:
     """A record that these exact tokens were once a whole context."""
 
     __slots__ = (
-        *("canonical", "cut", "hits", "key", "length", "logits", "nbytes", "node", "pins"),
-        *("reason", "serial", "space", "used", "wants"),
+        *("canonical", "created", "cut", "heat", "hits", "key", "length", "live", "logits"),
+        *("nbytes", "node", "pins", "reason", "records", "score", "serial", "space", "used"),
+        *("wants",),
     )
 
     def __init__(self, space: Space, key: bytes, node: Node, length: int) -> None:
@@ -45,7 +46,11 @@ class Row:
         self.canonical = 0
         """Chunk of the canonical prefill that made the logits; 0 for any other."""
         self.wants: list[Payload] = []
+        self.records: dict[Tier, Any] = {}
+        """Where it is written down, by file tier."""
         self.reason = ""
+        self.created = 0
+        """Unix seconds."""
         self.serial = 0
         """Order in which rows got their logits."""
         self.nbytes = 0
@@ -53,17 +58,27 @@ class Row:
         self.pins = 0
         self.hits = 0
         self.used = 0
+        self.heat = 2.0
+        self.score = 0
+        self.live = True
 
 
 class Space:
     """One engine identity's trie and rows."""
 
-    __slots__ = ("ghosts", "name", "root", "rows")
+    __slots__ = ("ghosts", "name", "root", "rows", "step", "wholes")
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str, digest: bytes, step: int) -> None:
         self.name = name
         """For people."""
+        self.step = step
+        """Bytes of a whole block's tokens."""
         self.root = Node(None, b"")
+        self.root.known_address = digest
+        self.wholes = Node(None, b"")
+        """Root of sequences stored in one piece, each a child with all its tokens."""
+        self.wholes.known_address = digest
+        self.wholes.whole = True
         self.rows: dict[bytes, Row] = {}
         self.ghosts: OrderedDict[bytes, int] = OrderedDict()
         """Key and length of rows that are gone."""

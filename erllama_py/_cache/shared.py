@@ -7,13 +7,23 @@ only its own bookkeeping locked, before and after.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from erllama_py._cache.counters import Counters
+from erllama_py._cache.directory import Directory
+from erllama_py._cache.filetier import FileTier
 from erllama_py._cache.index import Index
 from erllama_py._cache.ram import Extent, RamTier, back, drain
+from erllama_py._cache.row import Logits, Row
+from erllama_py._cache.tier import RAM, Tier
+from erllama_py._cache.trie import Node, Payload
+
+if TYPE_CHECKING:
+    from erllama_py._cache.mover import Mover
+    from erllama_py._cache.namespace import Namespace
 
 __all__ = ("Shared",)
 
@@ -32,7 +42,13 @@ class Shared:
     ) -> None:
         self.lock = threading.Lock()
         self.index = Index(block)
-        self.ram = RamTier(quota, segment_bytes=segment_bytes)
+        self.numbers = itertools.count().__next__
+        """Numbers of segments and files: plans name either by them."""
+        self.ram = RamTier(quota, segment_bytes=segment_bytes, numbers=self.numbers)
+        self.files: list[FileTier] = []
+        """The file tiers, fastest first."""
+        self.mover: Mover | None = None
+        """Who writes to them; None where there are none."""
         self.counters = Counters()
         self.clock = clock
         self.closed = False
@@ -47,17 +63,27 @@ class Shared:
         index = self.index
         rows, index.rows_gone = index.rows_gone, 0
         freed, index.freed = index.freed, []
-        if not self.closed:
-            for extent in freed:
-                self.ram.free(extent)
+        nbytes = 0
+        for tier, place in freed if not self.closed else ():
+            if tier is RAM:
+                self.ram.free(place)
+            elif isinstance(tier, FileTier) and self.mover is not None:
+                self.mover.free(tier, place)
+            if tier.ours:
+                nbytes += place.size
         if rows:
             self.counters.add("evictions", rows)
         self.counters.gauge("bytes_ram", self.ram.used)
-        return rows, sum(extent.size for extent in freed)
+        return rows, nbytes
+
+    def stored(self, namespace: Namespace, item: Payload | Row | Logits) -> None:
+        """Have something new written to the namespace's file tier."""
+        if self.mover is not None:
+            self.mover.stored(namespace, item)
 
     def give_back(self, extent: Extent) -> None:
         """Free an extent the index never took."""
-        self.index.freed.append(extent)
+        self.index.freed.append((RAM, extent))
 
     # -- without it -------------------------------------------------------------------
 
@@ -70,11 +96,14 @@ class Shared:
                 if self.closed:
                     return None
                 extent = self._take(nbytes)
+                unsaved: list[Node | Logits] = []
                 if extent is None and not self._by_resizing(nbytes):
-                    extent, stuck = self._evict_for(nbytes)
+                    extent, stuck, unsaved = self._evict_for(nbytes)
                     if stuck:
                         return None
-                resize = extent is None and self._by_resizing(nbytes)
+                resize = extent is None and not unsaved and self._by_resizing(nbytes)
+            if unsaved:
+                self._demote(unsaved)
             if resize:
                 extent = self._resize(nbytes)
             if extent is not None:
@@ -93,18 +122,38 @@ class Shared:
             return False
         return self.ram.room_for(nbytes) or self.ram.room_by_swap(nbytes)
 
-    def _evict_for(self, nbytes: int) -> tuple[Extent | None, bool]:
-        """Evict a few; return the grant if that was enough, and whether nothing is left."""
+    def _evict_for(self, nbytes: int) -> tuple[Extent | None, bool, list[Node | Logits]]:
+        """Evict a few from memory.
+
+        Returns the grant if that was enough, whether nothing is left to evict, and what
+        should go to a file first instead.
+        """
+        index, unsaved = self.index, list[Node | Logits]()
         for _ in range(_BATCH):
             if self._by_resizing(nbytes):
                 break
-            if not self.index.evict():
-                return None, True
+            item = index.queue(RAM).pop()
+            if item is None:
+                return None, not unsaved, unsaved
+            if self.mover is not None and self.mover.would_save(item):
+                unsaved.append(item)
+                continue
+            index.give_up(item, RAM)
             self.settle()
             extent = self._take(nbytes)
             if extent is not None:
-                return extent, False
-        return None, False
+                for kept in unsaved:
+                    index.queue(RAM).offer(kept)
+                return extent, False, []
+        return None, False, unsaved
+
+    def _demote(self, items: list[Node | Logits]) -> None:
+        """Write to a file what memory has no room for; where that fails, let it go."""
+        assert self.mover is not None
+        self.mover.save_now(items)
+        with self.lock:
+            for item in items:
+                self.index.queue(RAM).offer(item)
 
     def _resize(self, nbytes: int) -> Extent | None:
         """Add a segment for ``nbytes``, or else drain idle ones that stand in its way."""
@@ -154,17 +203,34 @@ class Shared:
             self.ram.close()
             self.counters.gauge("bytes_ram", 0)
 
-    def evict(self, target: int | None) -> tuple[int, int]:
+    def evict(self, target: int | None, tiers: Sequence[Tier]) -> tuple[int, int]:
         """Evict until ``target`` bytes are free, or all that may go; return (rows, bytes)."""
         rows = nbytes = 0
-        while target is None or nbytes < target:
-            with self.lock:
-                for _ in range(_BATCH):
-                    more = (target is None or nbytes < target) and self.index.evict()
-                    gone, freed = self.settle()
-                    rows, nbytes = rows + gone, nbytes + freed
-                    if not more:
-                        break
-            if not more:
-                break
+        for tier in tiers:
+            more = True
+            while more and (target is None or nbytes < target):
+                with self.lock:
+                    for _ in range(_BATCH):
+                        more = (target is None or nbytes < target) and self.index.evict(tier)
+                        gone, freed = self.settle()
+                        rows, nbytes = rows + gone, nbytes + freed
+                        if not more:
+                            break
         return rows, nbytes
+
+    def measure_files(self) -> None:
+        """Set the gauges of the file tiers."""
+        held = {"ram_file": 0, "disk": 0}
+        for tier in self.files:
+            held[tier.kind] += tier.directory.used
+        self.counters.gauge("bytes_ramfile", held["ram_file"])
+        self.counters.gauge("bytes_disk", held["disk"])
+
+    def directory_of(self, tier: Tier) -> Directory:
+        """Return the files behind a file tier, ours or borrowed."""
+        return next(one.directory for one in self.files if tier in (one, one.borrowed))
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """All tiers whose content is ours, fastest first."""
+        return [RAM, *self.files]

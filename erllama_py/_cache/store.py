@@ -1,24 +1,37 @@
-"""The cache of one core: every model's blocks and rows, under one quota.
+"""The cache of one core: every model's blocks and rows, in tiers with a quota each.
 
-The core side only.  Model processes write and read payloads in the shared segments; the
-cache decides where, keeps what is worth keeping, and finds it again.
+The core side only.  Model processes write payloads into shared segments and read them
+there and in files; the cache decides where, keeps what is worth keeping, and finds it
+again.  What is stored is in memory first, and in the file tier of its namespace soon
+after (:mod:`erllama_py._cache.mover`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from erllama_py._cache.counters import Counters
+from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.loading import load
+from erllama_py._cache.mover import Mover
 from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.quota import default_quota
 from erllama_py._cache.ram import SEGMENT_BYTES, Extent
+from erllama_py._cache.row import Row
 from erllama_py._cache.shared import Shared
+from erllama_py._cache.tier import KINDS, RAM, Tier
 
 __all__ = ("Cache",)
+
+_log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -27,6 +40,9 @@ class Cache:
     :param quota: bytes of memory the tier may take; None for a share of this machine's,
         0 to store nothing.
     :param block: tokens of a block.
+    :param save: write what is stored to the file tier soon after.
+    :param demote: write it there when memory is needed; without either, nothing is saved.
+    :param promote: read into memory what was restored from a file.
     :param segment_bytes: size of a shared segment.
     :param clock: monotonic nanoseconds.
     """
@@ -36,12 +52,20 @@ class Cache:
         quota: int | None = None,
         block: int = 64,
         *,
+        save: bool = True,
+        demote: bool = True,
+        promote: bool = True,
         segment_bytes: int = SEGMENT_BYTES,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         quota = default_quota() if quota is None else quota
         self._shared = Shared(quota, block, segment_bytes, clock)
+        self._moves = {"save": save, "demote": demote, "promote": promote}
         self._namespaces: dict[Identity, Namespace] = {}
+        self._loading = threading.Lock()
+        """Held while files are read in; taken before the shared lock."""
+        self.home: FileTier | None = None
+        """Where namespaces without a tier of their own are saved."""
 
     @property
     def block(self) -> int:
@@ -57,13 +81,61 @@ class Cache:
         """
         return self._shared.counters
 
-    def namespace(self, identity: Identity) -> Namespace:
-        """Return the namespace of an engine identity; the same one each time."""
-        with self._shared.lock:
+    def namespace(self, identity: Identity, home: FileTier | None = None) -> Namespace:
+        """Return the namespace of an engine identity; the same one each time.
+
+        The first time, what file tiers hold for it is read in: some 20 us an entry.
+
+        :param home: where it is saved; None for the cache's own :attr:`home`.
+        """
+        with self._loading:
             known = self._namespaces.get(identity)
             if known is None:
                 known = self._namespaces[identity] = Namespace(identity, self._shared)
+                if self._shared.mover is not None:
+                    self._shared.mover.adopt(known)
+                for tier in self._shared.files:
+                    _read_in(known, tier)
+            known.home = home or self.home
             return known
+
+    # -- tiers ------------------------------------------------------------------------
+
+    def add_tier(self, kind: str, name: str, path: Path, quota: int, **sizes: int) -> FileTier:
+        """Use a directory as a tier, and read in what it holds for namespaces there are.
+
+        :param kind: ``ram_file`` or ``disk``.
+        :param sizes: ``file_bytes``, ``table_rows``: of the containers in it.
+        :raises OSError: the directory cannot be made.
+        """
+        shared = self._shared
+        sizes.setdefault("block", self.block)
+        tier = FileTier(kind, name, path, quota, shared.numbers, **sizes)
+        with self._loading:
+            if shared.mover is None:
+                shared.mover = Mover(shared, **self._moves)
+            with shared.lock:
+                shared.files = sorted([*shared.files, tier], key=lambda one: one.rank)
+            for namespace in self._namespaces.values():
+                shared.mover.adopt(namespace)
+                _read_in(namespace, tier)
+        shared.measure_files()
+        return tier
+
+    def tier(self, name: str) -> FileTier | None:
+        """Return the file tier of a name."""
+        return next((tier for tier in self._shared.files if tier.name == name), None)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until all that is stored is in its file tier; False if time ran out."""
+        mover = self._shared.mover
+        return mover is None or mover.flush(timeout_s)
+
+    def refresh(self, namespace: Namespace) -> None:
+        """Read in what other processes added to the file tiers since."""
+        with self._loading:
+            for tier in self._shared.files:
+                _read_in(namespace, tier)
 
     # -- bytes ------------------------------------------------------------------------
 
@@ -86,15 +158,22 @@ class Cache:
                 self._shared.ram.free(extent)
             self._shared.settle()
 
-    @property
-    def segments(self) -> dict[int, tuple[int, int]]:
-        """(descriptor, size) of each shared segment by number.
+    def segment(self, number: int) -> tuple[int, int, bool]:
+        """Return (descriptor, size, whether it is a file) of what extents name.
 
-        Segments are added, never removed or resized, so what a model process has mapped
-        stays valid.
+        Shared segments are added, never removed or resized, so what a model process has
+        mapped stays valid.  A file's descriptor is the caller's to close after use.
+
+        :raises KeyError: there is none of that number (any more).
         """
         with self._shared.lock:
-            return self._shared.ram.segments
+            known = self._shared.ram.segments.get(number)
+        if known is not None:
+            return (*known, False)
+        for tier in self._shared.files:
+            with contextlib.suppress(OSError):
+                return (*tier.directory.descriptor(number), True)
+        raise KeyError(number)
 
     def view(self, extent: Extent) -> memoryview:
         """Return a granted extent's bytes in this process."""
@@ -104,7 +183,7 @@ class Cache:
     # -- clearing ---------------------------------------------------------------------
 
     def gc(self) -> int:
-        """Evict all that is not in use or pinned; return the rows evicted.
+        """Evict all that is not in use or pinned, from every tier; return the rows evicted.
 
         Memory that falls free goes back to the system.
         """
@@ -112,23 +191,44 @@ class Cache:
 
     def clear(self) -> tuple[int, int]:
         """Like :meth:`gc`; return (rows, bytes)."""
-        gone = self._shared.evict(None)
+        rows, nbytes = self._shared.evict(None, self._shared.tiers)
+        for tier in self._shared.files:
+            for _, number, _ in tier.directory.idle():
+                nbytes += tier.directory.remove(number)
         self._shared.release_idle()
-        return gone
+        self.flush()
+        self._shared.measure_files()
+        return rows, nbytes
 
-    def evict_bytes(self, target: int) -> tuple[int, int]:
-        """Evict, the longest unused first, until ``target`` bytes are freed.
+    def evict_bytes(self, target: int, kinds: Collection[str] = KINDS) -> tuple[int, int]:
+        """Evict, what is worth least first, until ``target`` bytes are freed.
 
-        Ends early where nothing is left to evict.  Segments that fall free go back to
-        the system.  Returns (rows, bytes freed).
+        The fastest tier first; what is in another tier too only leaves this one.  Ends
+        early where nothing is left to evict.  Segments that fall free go back to the
+        system.  Returns (rows, bytes freed).
+
+        :param kinds: of the tiers to evict from: ``ram``, ``ram_file``, ``disk``.
         """
-        gone = self._shared.evict(max(0, target))
+        tiers = [tier for tier in self._shared.tiers if tier.kind in kinds]
+        gone = self._shared.evict(max(0, target), tiers)
         self._shared.release_idle()
         return gone
 
-    def close(self) -> None:
-        """Give all memory up.  Leases may still be closed."""
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is not saved, as far as the time goes, and give all memory up.
+
+        Leases may still be closed.
+        """
+        if self._shared.mover is not None:
+            self._shared.mover.close(timeout_s)
         self._shared.close()
+        for tier in self._shared.files:
+            tier.directory.close()
+
+    def abandon(self) -> None:
+        """Close a forked child's copies of the files; the locks on them are the parent's."""
+        for tier in self._shared.files:
+            tier.directory.abandon()
 
     # -- views ------------------------------------------------------------------------
 
@@ -141,6 +241,7 @@ class Cache:
         ``key``               hex
         ``model``             effective fingerprint, hex
         ``tokens``            length
+        ``tier``              the slowest a restore needs
         ``bytes``             of the row on its own, blocks shared with others included
         ``logits``            whether an exact hit needs no decode
         ``hits``              exact and resumed
@@ -160,6 +261,7 @@ class Cache:
                     "key": row.key.hex(),
                     "model": row.space.name,
                     "tokens": row.length,
+                    "tier": tier_of(row).kind,
                     "bytes": row.nbytes,
                     "logits": row.logits is not None,
                     "hits": row.hits,
@@ -170,16 +272,46 @@ class Cache:
                 for row in page
             ]
             grades = Counter(index.grades)
-            tier = {
+            memory = {
                 "name": "ram",
                 "quota": ram.quota,
                 "bytes": ram.used,
                 "backed": ram.backed,
                 "segments": len(ram.segments),
             }
+            files = [
+                {
+                    "name": tier.kind,
+                    "server": tier.name,
+                    "path": str(tier.path),
+                    "quota": tier.quota,
+                    "bytes": tier.directory.used,
+                    "backed": tier.directory.capacity,
+                }
+                for tier in shared.files
+            ]
             return {
                 "rows": rows,
                 "row_count": len(index.rows),
-                "tiers": [tier],
+                "tiers": [memory, *files],
                 "blocks": {"nodes": index.nodes, "payloads": len(index.payloads), **grades},
             }
+
+
+def tier_of(row: Row) -> Tier:
+    """Return the slowest tier that restoring a row takes."""
+    slowest = RAM
+    node = row.node
+    while node.parent is not None:
+        held = [payload.tier for payload in node.variants.values()]
+        best = min(held, key=lambda tier: tier.rank, default=RAM)
+        slowest = max(slowest, best, key=lambda tier: tier.rank)
+        node = node.parent
+    return slowest
+
+
+def _read_in(namespace: Namespace, tier: FileTier) -> None:
+    try:
+        load(namespace, tier)
+    except OSError as error:
+        _log.warning("%s: what is cached there cannot be read: %s", tier.path, error)

@@ -23,14 +23,29 @@ This module knows no clock, no quota and no rows: see :mod:`erllama_py._cache.in
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from erllama_py._cache.tier import RAM, Tier
+
 if TYPE_CHECKING:
     from erllama_py._cache.grade import Grade, Want
 
-__all__ = ("Blob", "Match", "Node", "Payload", "common_tokens", "covering", "prefixes", "walk")
+__all__ = (
+    "Blob",
+    "Match",
+    "Node",
+    "Payload",
+    "address",
+    "common_tokens",
+    "covering",
+    "longest_prefix",
+    "prefixes",
+    "tokens_upto",
+    "walk",
+)
 
 TOKEN_BYTES: Final = 4
 _TOKEN_BITS: Final = 32
@@ -42,18 +57,29 @@ _FEW: Final = 64
 class Blob:
     """Stored bytes: where they are, and how many readers are using them.
 
-    ``extent`` is opaque here.  A blob that is dropped while ``pins`` is not zero stops
-    being found at once, and its bytes are given back with the last pin.
+    ``places`` says where by tier; what a place is, is the tier's affair.  A blob that is
+    dropped while ``pins`` is not zero stops being found at once, and its bytes are given
+    back with the last pin.
     """
 
-    __slots__ = ("crc", "extent", "live", "nbytes", "pins")
+    __slots__ = ("crc", "live", "nbytes", "pins", "places")
 
-    def __init__(self, extent: Any, nbytes: int, crc: int) -> None:
-        self.extent = extent
+    def __init__(self, places: dict[Tier, Any], nbytes: int, crc: int) -> None:
+        self.places = places
         self.nbytes = nbytes
         self.crc = crc
         self.pins = 0
         self.live = True
+
+    @property
+    def extent(self) -> Any:
+        """The place in shared memory, or None."""
+        return self.places.get(RAM)
+
+    @property
+    def tier(self) -> Tier:
+        """The fastest tier it is in."""
+        return RAM if RAM in self.places else min(self.places, key=lambda tier: tier.rank)
 
 
 class Payload(Blob):
@@ -61,10 +87,8 @@ class Payload(Blob):
 
     __slots__ = ("grade", "needed", "node", "serial")
 
-    def __init__(
-        self, serial: int, node: Node, grade: Grade, extent: Any, nbytes: int, crc: int
-    ) -> None:
-        super().__init__(extent, nbytes, crc)
+    def __init__(self, serial: int, node: Node, grade: Grade, blob: Blob) -> None:
+        super().__init__(blob.places, blob.nbytes, blob.crc)
         self.serial = serial
         self.node = node
         self.grade = grade
@@ -76,8 +100,8 @@ class Node:
     """A run of tokens.  ``live`` is false once it has been taken out of the trie."""
 
     __slots__ = (
-        *("children", "end", "live", "order", "parent", "pins", "queued", "rows", "start"),
-        *("tokens", "used", "variants"),
+        *("children", "end", "heat", "known_address", "live", "order", "parent", "pins", "rows"),
+        *("score", "start", "tokens", "under", "used", "variants", "whole"),
     )
 
     def __init__(self, parent: Node | None, tokens: bytes) -> None:
@@ -91,10 +115,18 @@ class Node:
         self.rows: set[Any] = set()
         """Rows whose deepest node this is."""
         self.pins = 0
+        self.under: dict[Tier, int] = {}
+        """How many children are in a tier."""
         self.used = 0
         """Time of last use; an ancestor's may be older than its descendants'."""
-        self.queued = False
-        """Whether the eviction queue holds an entry for it."""
+        self.heat = 2.0
+        """Uses, each counting less as it ages.  One is for being new: what was just stored
+        must not make room for the next, or nothing would ever be used."""
+        self.score = 0
+        """What eviction orders by, see :mod:`erllama_py._cache.queue`."""
+        self.known_address: bytes | None = None
+        self.whole: bool = parent is not None and parent.whole
+        """Whether it is a sequence in one piece, or the root of those."""
         self.live = True
 
     def hang(self, child: Node) -> None:
@@ -107,6 +139,10 @@ class Node:
         del self.children[child.tokens]
         del self.order[bisect_left(self.order, child.tokens)]
         child.live = False
+
+    def within(self, tier: Tier) -> bool:
+        """Whether any of its payloads is in a tier."""
+        return any(tier in payload.places for payload in self.variants.values())
 
     def usable(self, want: Want) -> Payload | None:
         """Return the payload a reader would take: P, else T, else S."""
@@ -218,3 +254,50 @@ def prefixes(node: Node) -> Iterator[Node]:
         shorter = [tokens[:size] for size in lengths if tokens[:size] in parent.children]
     for run in shorter:
         yield parent.children[run]
+
+
+def longest_prefix(root: Node, query: bytes, want: Want) -> Payload | None:
+    """Return the usable child whose tokens are the longest prefix of ``query``.
+
+    For the rows of models that cannot be cut, which all hang under one root.  The child
+    sorted just before the query shares some tokens with it; any child that is a prefix
+    of the query is a prefix of those, too.  So the query gets shorter with every look.
+    """
+    while query:
+        child = root.children.get(query)
+        found = child.usable(want) if child else None
+        if found is not None:
+            return found
+        at = bisect_left(root.order, query) - 1
+        if at < 0:
+            return None
+        shared = common_tokens(root.order[at], query)
+        query = query[: shared * TOKEN_BYTES]
+    return None
+
+
+def address(node: Node) -> bytes:
+    """Return a node's address in files: a digest over all tokens up to its end.
+
+    A root's is given to it: that of whatever its tokens mean something for.
+    """
+    chain = [node]
+    while chain[-1].known_address is None:
+        parent = chain[-1].parent
+        assert parent is not None
+        chain.append(parent)
+    known = chain.pop().known_address
+    assert known is not None
+    for one in reversed(chain):
+        known = one.known_address = hashlib.sha256(known + one.tokens).digest()
+    return known
+
+
+def tokens_upto(node: Node) -> bytes:
+    """Return all tokens from position 0 to a node's end."""
+    runs = []
+    one: Node | None = node
+    while one is not None:
+        runs.append(one.tokens)
+        one = one.parent
+    return b"".join(reversed(runs))

@@ -10,6 +10,7 @@ flight, which may be answered on the cache's timer.  Grants have a thread of the
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +32,8 @@ from erllama_py._engine.frames import (
     Segment,
     Stored,
 )
+from erllama_py._engine.gate import Gate
+from erllama_py._engine.tiers import home_of
 from erllama_py._machine.fingerprint import file_fingerprint, file_identity
 from erllama_py.errors import ErllamaError
 
@@ -58,6 +61,7 @@ class ModelCache:
         self._cache = cache
         self._config = config
         self._policy = config.policy
+        self._home = home_of(cache, config)
         path = config.model_path
         try:
             self._file = file_identity(path)
@@ -79,6 +83,7 @@ class ModelCache:
         self._segments: set[int] = set()
         self._life: Wire | None = None
         self._wanted = threading.Event()
+        self.gate = Gate()
 
     # -- a process comes and goes ----------------------------------------------------------
 
@@ -101,7 +106,8 @@ class ModelCache:
                 quant_type=self._config.quant_type,
                 ctx_params_hash=self._config.ctx_params_hash,
                 engine=tuple(sorted(engine.items())),
-            )
+            ),
+            self._home,
         )
         with self._lock:
             self._life = life
@@ -161,10 +167,15 @@ class ModelCache:
 
     def _introduce(self, index: int, life: Wire) -> None:
         """Send a segment's descriptor before the first extent in it."""
-        if index not in self._segments:
-            fd, size = self._cache.segments[index]
-            life.send(Segment(index, size), fd)
-            self._segments.add(index)
+        if index in self._segments:
+            return
+        fd, size, is_file = self._cache.segment(index)
+        try:
+            life.send(Segment(index, size, is_file), fd)
+        finally:
+            if is_file:
+                os.close(fd)
+        self._segments.add(index)
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -206,6 +217,7 @@ class ModelCache:
             threads=self._threads,
             floor=0 if again else self._policy.min_tokens,
             counted=not again,
+            worth=None if request.options.bit else self.gate.worth,
         )
         with self._lock:
             # This may run on a timer's thread: meanwhile the request may have ended, or
@@ -218,14 +230,20 @@ class ModelCache:
             return
         if before:
             before.close()
+        request.restoring = [piece.node_id for piece in lease.pieces]
+        try:
+            with self._lock:
+                for piece in lease.pieces:
+                    self._introduce(piece.extent.segment, life)
+                if lease.logits:
+                    self._introduce(lease.logits.extent.segment, life)
+        except KeyError:
+            # A file of another process's that is gone, and all that was read from it.
+            namespace.quarantine(request.restoring, corrupt=False)
+            lease.restart()
         if not again:
             request.exactness = lease.label
-        request.restoring = [piece.node_id for piece in lease.pieces]
-        with self._lock:
-            for piece in lease.pieces:
-                self._introduce(piece.extent.segment, life)
-            if lease.logits:
-                self._introduce(lease.logits.extent.segment, life)
+            request.tiers = dict(lease.tiers)
         life.send(self._plan(frame.id, lease))
 
     def _plan(self, number: int, lease: Lease) -> Plan:
@@ -243,6 +261,10 @@ class ModelCache:
     def restored(self, request: Request, frame: Restored) -> None:
         """The engine needs the plan's pieces no more."""
         self._cache.counters.add("load_total_ns", frame.load_ns)
+        request.restore_ns = frame.load_ns + frame.read_ns
+        if request.lease and not frame.bad and not frame.shared:
+            nbytes = sum(piece.nbytes for piece in request.lease.pieces)
+            self.gate.restored(request.lease.tiers, nbytes, request.restore_ns)
         lease, namespace = request.lease, self.namespace
         request.restoring = []
         if lease is None or namespace is None:
@@ -317,12 +339,16 @@ class ModelCache:
             request.expected_row = finish_key
         return finish_key
 
-    def closed(self, request: Request, *, died: bool = False) -> None:
+    def closed(
+        self, request: Request, *, died: bool = False, prefilled: tuple[int, int] = (0, 0)
+    ) -> None:
         """The request holds nothing in the engine any more.
 
+        :param prefilled: tokens, and nanoseconds, of prefill without others beside it.
         :param died: the process died with it.  What it was restoring may be why, and is
             not given to another one.
         """
+        self.gate.prefilled(*prefilled)
         with self._lock:
             request.closed = True
             lease, request.lease = request.lease, None

@@ -367,7 +367,7 @@ class ModelHost:
         if isinstance(frame, Restored):
             self.cache.restored(request, frame)
             return
-        self.cache.closed(request)
+        self.cache.closed(request, prefilled=(frame.prefill_tokens, frame.prefill_ns))
         with self._lock:
             self._requests.pop(frame.id, None)
         if not request.over:  # a defect of ours, but nobody may wait for ever

@@ -7,6 +7,7 @@ the sockets are closed, so that models still notice when the parent ends.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -18,7 +19,8 @@ from erllama_py._cache.store import Cache
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.host import ModelHost, model_gone
 from erllama_py._engine.pressure import PressureScheduler, environment_config
-from erllama_py.config import cache_quota, parse_load
+from erllama_py._engine.tiers import open_cache
+from erllama_py.config import cache_settings, parse_load
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, next_serial
 
@@ -44,7 +46,8 @@ class Core:
         """The cache, made at first use."""
         with self._lock:
             if self._cache is None:
-                self._cache = Cache(cache_quota())
+                self._cache = open_cache(cache_settings())
+                atexit.register(self._cache.close)
             return self._cache
 
     @property
@@ -155,6 +158,8 @@ class Core:
         """Close this process's copies of the sockets, after a fork, in the child."""
         for host in self._hosts.values():
             host.abandon()
+        if self._cache is not None:
+            self._cache.abandon()
 
     # -- called by hosts, on their reader threads ---------------------------------------------
 

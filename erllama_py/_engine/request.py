@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from erllama_py._cache.tier import KINDS
 from erllama_py._engine.frames import Done, Submit
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
@@ -72,6 +73,10 @@ class Request:
         self.kind = "cold"
         self.prefix_len = 0
         self.exactness: str | None = None
+        self.tiers: dict[str, int] = {}
+        """Tokens found by the kind of tier they were in."""
+        self.restore_ns = 0
+        """Reading, verifying and unpacking, most of it beside other work."""
 
         self._over = threading.Event()
         self.stats: dict[str, Any] | None = None
@@ -140,6 +145,8 @@ class Request:
         }
         if self.exactness:
             stats["exactness"] = Atom(self.exactness)
+        if self.tiers:
+            stats["tier"] = Atom(max(self.tiers, key=KINDS.index))
         stop = {} if frame.stop is None else {"stop_sequence": text_of(frame.stop)}
         stats |= stop
         self.stats = stats

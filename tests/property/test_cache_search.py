@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from erllama_py._cache.grade import Want, streamed
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.trie import Node, Payload, common_tokens
+from erllama_py._cache.trie import Blob, Node, Payload, common_tokens
 from tests.cachelab import BLOCK, Lab
 
 TOKENS = st.sampled_from([0, 1, 2, 256, 257, 65536, 0x01010101])
@@ -45,7 +45,7 @@ def test_the_nearest_child_is_the_best_usable_one(children, query):
             continue
         child = Node(root, tokens)
         grade = streamed(2 if mine else 3)
-        child.variants[grade] = Payload(0, child, grade, None, 1, 0)
+        child.variants[grade] = Payload(0, child, grade, Blob({}, 1, 0))
         root.hang(child)
         usable += [run] if mine else []
     best = max((shared(run, query) for run in usable), default=0)

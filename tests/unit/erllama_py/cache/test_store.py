@@ -11,9 +11,11 @@ import pytest
 
 from erllama_py._cache.namespace import Identity
 from erllama_py._cache.store import Cache
+from erllama_py._cache.tier import RAM
 from tests.cachelab import BLOCK, IDENTITY, TOKEN_BYTES, Lab, Run, check_pieces
 
 PAGE = mmap.PAGESIZE
+QUARTER_HOUR = 900 * 10**9
 BLOCK_BYTES = BLOCK * TOKEN_BYTES
 LONG = list(range(100, 130))
 
@@ -38,6 +40,7 @@ def test_using_a_prefix_keeps_it_but_not_what_follows():
     lab = Lab(PAGE)
     lab.request([1] * 32, logits=False)
     lab.request([2] * 32, logits=False)
+    lab.now += QUARTER_HOUR
     lab.lookup([*[1] * 16, 7]).close()
     lab.request([3] * 32, logits=False)
     assert [lab.probe([*[head] * 32, 7]) for head in (1, 2, 3)] == [16, 16, 32]
@@ -49,6 +52,7 @@ def test_an_evicted_leafs_time_passes_to_its_parent():
     lab.request([1] * 8, logits=False)
     lab.request([2] * 8, logits=False)
     reader = lab.lookup([*[2] * 8, 9])
+    lab.now += QUARTER_HOUR
     lab.lookup([*[1] * 8, 9]).close()
     lab.cache.evict_bytes(1)
     assert [lab.probe([*[head] * 8, 9]) for head in (1, 2)] == [4, 8]
@@ -141,7 +145,7 @@ def test_refused_memory_means_eviction_not_failure(monkeypatch):
 def test_gc_gives_memory_back():
     lab = Lab(8 * PAGE, segment_bytes=2 * PAGE)
     lab.request([1] * 100)
-    fds = [fd for fd, _ in lab.cache.segments.values()]
+    fds = [fd for fd, _ in lab.cache._shared.ram.segments.values()]
     assert sum(os.fstat(fd).st_blocks for fd in fds) > 0
     assert lab.cache.gc() == 1
     assert sum(os.fstat(fd).st_blocks for fd in fds) == 0
@@ -243,7 +247,7 @@ def test_the_queue_does_not_grow_with_what_was_replaced():
         with lab.lookup([1, 2, 3]) as lease:
             lab.space.quarantine([piece.node_id for piece in lease.pieces], corrupt=False)
         assert turn or lab.cache.snapshot()["row_count"] == 0
-    assert len(lab.cache._shared.index.queue) < 3000
+    assert len(lab.cache._shared.index.queue(RAM)) < 3000
     lab.cache.close()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from erllama_py._cache.grade import Want, streamed
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.trie import Node, Payload, common_tokens, covering, prefixes
+from erllama_py._cache.trie import Blob, Node, Payload, common_tokens, covering, prefixes
 
 WANT = Want.of("token", 8, 2)
 
@@ -17,7 +17,7 @@ def family(*runs, unusable=()):
     for number, run in enumerate((*runs, *unusable)):
         child = Node(root, encode_tokens(run))
         grade = streamed(2 if number < len(runs) else 3)
-        child.variants[grade] = Payload(number, child, grade, None, 1, 0)
+        child.variants[grade] = Payload(number, child, grade, Blob({}, 1, 0))
         root.hang(child)
     return root
 

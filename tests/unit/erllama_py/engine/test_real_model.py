@@ -58,7 +58,7 @@ def test_the_next_turn_resumes_by_key(model: api.Model) -> None:
 def test_damaged_memory_is_a_miss_and_never_an_answer(model: api.Model) -> None:
     expected = model.complete(STORY, response_tokens=8)["generated"]
     cache = core().cache
-    for fd, size in cache.segments.values():
+    for fd, size in cache._shared.ram.segments.values():
         # Every page of every segment: whatever block is read next has a flipped byte.
         for offset in range(4096, size, 4096):
             byte = os.pread(fd, 1, offset)
