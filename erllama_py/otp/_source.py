@@ -108,7 +108,13 @@ class CacheSource:
     def rows(self) -> list[CachedRow]:
         """Return all available rows."""
         with self._shared.lock:
-            return [self._facts(row) for row in self._shared.index.rows]
+            rows = list(self._shared.index.rows)
+        found = []
+        for row in rows:
+            with self._shared.lock:  # once for each: their tokens add up to megabytes
+                if row.space.rows.get(row.key) is row:
+                    found.append(self._facts(row))
+        return found
 
     def row(self, key: bytes) -> CachedRow | None:
         """Return an available row."""

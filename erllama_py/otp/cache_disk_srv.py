@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from erllama_py._cache import kvcfile
 from erllama_py._cache.kvc import BadKvc, Meta
 from erllama_py._cache.kvcfile import KvcDirectory, Saved, Staged
+from erllama_py._cache.reservations import TTL_NS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.otp._index import Index, index, key_argument
 from erllama_py.otp._meta import meta_of
@@ -36,7 +37,17 @@ __all__ = (
 
 _OK: Final = Atom("ok")
 
-_staged: Final[dict[bytes, tuple[KvcDirectory, Staged]]] = {}
+_ABANDONED_NS: Final = TTL_NS
+"""How long a written row waits to be published: as long as its reservation."""
+
+
+class _Written(NamedTuple):
+    rows: KvcDirectory
+    staged: Staged
+    at: int
+
+
+_written: Final[dict[bytes, _Written]] = {}
 """Rows written and not published, by temporary path: what is passed around is a map that
 anybody may have made up."""
 
@@ -89,10 +100,11 @@ def write_tmp(root: Any, meta: Mapping[str, Any], payload: bytes) -> dict[str, A
     :param root: the directory, see :func:`dir`.
     :return: a map for :func:`publish`: ``key``, ``tmp``, ``final``, ``prefix``, ``root``.
     """
+    _drop_abandoned()
     rows = _rows_at(directory_of(root))
     staged = rows.write_tmp(meta_of(meta), _payload(payload))
     tmp = os.fsencode(staged.tmp)
-    _staged[tmp] = rows, staged
+    _written[tmp] = _Written(rows, staged, index().source.clock())
     return {
         "key": staged.key,
         "tmp": tmp,
@@ -116,7 +128,7 @@ def publish(*args: Any) -> tuple[bytes, bytes, int]:
             raise BadCall("function_clause", "publish takes what write_tmp returned")
     if found is None:
         raise ErllamaError("tmp_unreadable", f"nothing is written as {tmp!r}", "write_tmp it")
-    rows, staged = found
+    rows, staged, _ = found
     if (staged.key, staged.final) != (key, directory_of(final)):
         rows.abort_tmp(staged)
         raise BadCall("badarg", f"{tmp!r} is not the row that is to be published")
@@ -130,7 +142,7 @@ def abort_tmp(written: Mapping[str, Any]) -> Atom:
     """
     found = _take(written.get("tmp"))
     if found is not None:
-        found[0].abort_tmp(found[1])
+        found.rows.abort_tmp(found.staged)
     return _OK
 
 
@@ -181,6 +193,7 @@ def scan(server: Any) -> list[tuple[bytes, bytes, int]]:
     What came is put into the index, what went is taken out, what dead writers left and
     damaged rows are removed.
     """
+    _drop_abandoned()
     here = index()
     entries = here.rescan(here.servers.find(server))
     return [(one.key, one.header, one.size) for one in entries]
@@ -234,8 +247,16 @@ def _rows_at(path: Path) -> KvcDirectory:
     return KvcDirectory(path)
 
 
-def _take(tmp: Any) -> tuple[KvcDirectory, Staged] | None:
-    return _staged.pop(os.fsencode(directory_of(tmp)), None)
+def _take(tmp: Any) -> _Written | None:
+    return _written.pop(os.fsencode(directory_of(tmp)), None)
+
+
+def _drop_abandoned() -> None:
+    """Drop what nobody published in time: its lock is ours, so no scan takes it."""
+    oldest = index().source.clock() - _ABANDONED_NS
+    for tmp, one in list(_written.items()):
+        if one.at < oldest and _written.pop(tmp, None) is not None:
+            one.rows.abort_tmp(one.staged)
 
 
 def _answer(saved: Saved) -> tuple[bytes, bytes, int]:

@@ -465,6 +465,7 @@ def calls_of_a_save(path: Path) -> int:
     pytest.fail("no save gets through")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # other tests' threads
 def test_rows_are_whole_wherever_a_writer_is_killed(tmp_path: Path):
     kills = announced = leftovers = 0
     died_with: set[int] = set()

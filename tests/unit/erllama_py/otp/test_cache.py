@@ -425,6 +425,16 @@ def test_only_what_was_written_is_published(lab: Lab, disk: Atom, tmp_path: Path
     assert cache_disk_srv.publish(*paths)[0] == META_KEY
 
 
+def test_what_nobody_publishes_is_dropped_in_time(lab: Lab, disk: Atom, tmp_path: Path):
+    written = cache_disk_srv.write_tmp(cache_disk_srv.dir(disk), META, b"payload")
+    cache_disk_srv.scan(disk)
+    assert len(rows_in(tmp_path / "rows")) == 1
+    lab.now += 2 * TTL_NS
+    cache_disk_srv.scan(disk)
+    assert rows_in(tmp_path / "rows") == []
+    assert reason(cache_disk_srv.publish, written) == "tmp_unreadable"
+
+
 def test_a_row_of_the_engine_needs_a_model_to_load(lab: Lab, disk: Atom):
     key = lab.request([1] * 10).key
     assert reason(cache_ram.load, key) == "model_not_loaded"
