@@ -119,6 +119,8 @@ class StubOptions(msgspec.Struct, frozen=True):
     """``os.abort()`` in this step: stands for an assertion in the engine."""
     fail_at_step: int = 0
     """This step raises :class:`StepFailed` and leaves its sequences as they were."""
+    whole_rows: bool = False
+    """Stand for a model whose sequences cannot be cut, only packed whole."""
 
 
 class BackendConfig(msgspec.Struct, frozen=True):
@@ -286,6 +288,14 @@ class Backend(Protocol):
         means it is unusable and must be cleared: a pruned sliding window answers
         "true" to the engine's own call, so the positions decide
         (``pos_min <= max(0, length - n_swa)`` and ``pos_max == length - 1``).
+        """
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Give an empty sequence the first ``length`` tokens of another.
+
+        Metadata only: the cells are then both sequences', and count once.  Returns
+        whether the target is exactly those tokens and can go on; else it is empty, as
+        where the source's sliding window has lost cells, or parts do not work.
         """
 
     def length(self, seq: int) -> int:

@@ -227,6 +227,11 @@ class LlamaBackend:
         self._running()
         return self._memory.truncate(seq, length)
 
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Share the head of a sequence; the positions decide whether that can go on."""
+        self._running()
+        return self._memory.share(source, target, length)
+
     def length(self, seq: int) -> int:
         """Return the engine's count of a sequence's tokens."""
         self._running()

@@ -74,6 +74,21 @@ class Memory:
         if self.states:
             return False
         native.llama_memory_seq_rm(self._memory, seq, length, -1)
+        return self._can_go_on(seq, length)
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """See :meth:`erllama_py._backends.base.Backend.share`."""
+        self.clear(target)
+        if self.whole_rows or not 0 < length <= self.length(source):
+            return False
+        native.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._can_go_on(target, length):
+            return True
+        self.clear(target)
+        return False
+
+    def _can_go_on(self, seq: int, length: int) -> bool:
+        """Whether a sequence is so long, with all the cells its next token looks at."""
         lowest, highest = self._span(seq)
         needed = max(0, length - self._n_swa) if self._n_swa else 0
         return highest == length - 1 and 0 <= lowest <= needed

@@ -22,7 +22,7 @@ import struct
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Any, TypeGuard
 
 from erllama_py._backends.base import (
@@ -77,6 +77,9 @@ class StubBackend:
         n_batch = max(1, min(options.n_batch, n_ctx))
         self._hooks = config.stub
         self._cells: list[array[int]] = [array(_WORD) for _ in range(options.n_seq_max)]
+        self._ids: list[list[int]] = [[] for _ in range(options.n_seq_max)]
+        """Which cell each token is in: sequences may share cells."""
+        self._next_id = count()
         self._outputs: list[int] = []
         self._samplers = count(1)
         self._steps = 0
@@ -96,14 +99,15 @@ class StubBackend:
             model_size_bytes=0,
             total_layers=0,
             n_gpu_layers=0,
-            blocks=True,
-            blocks_why_not="",
-            block_bytes=BLOCK * TOKEN_BYTES,
+            blocks=not config.stub.whole_rows,
+            blocks_why_not="whole_rows is set" if config.stub.whole_rows else "",
+            block_bytes=0 if config.stub.whole_rows else BLOCK * TOKEN_BYTES,
             chat_template=None,
             bos="",
             eos="",
             identity={"engine": "stub 1"},
             description="stub (no model)",
+            whole_rows=config.stub.whole_rows,
         )
 
     # -- text ---------------------------------------------------------------------
@@ -164,7 +168,7 @@ class StubBackend:
         if total > self._free():
             raise NoSlot("no_slot", f"{total} tokens for {self._free()} free cells")
         for row, new in zip(rows, words, strict=True):
-            self._cells[row.seq].extend(new)
+            self._append(row.seq, new)
         self._outputs = [row.pos + len(row.tokens) if row.logits else -1 for row in rows]
 
     def sample(self, sampler: Sampler, row: int) -> int:
@@ -188,13 +192,27 @@ class StubBackend:
         """Remove every cell of a sequence."""
         self._sequence(seq)
         self._cells[seq] = array(_WORD)
+        self._ids[seq] = []
 
     def truncate(self, seq: int, length: int) -> bool:
         """Cut a sequence; without a window this works at any length it has."""
         cells = self._sequence(seq)
         if not 0 <= length <= len(cells):
             return False
+        if self._hooks.whole_rows and length not in (0, len(cells)):
+            return False
         del cells[length:]
+        del self._ids[seq][length:]
+        return True
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Share cells; without a window this works up to any length the source has."""
+        cells = self._sequence(source)
+        self.clear(target)
+        if self._hooks.whole_rows or not 0 < length <= len(cells):
+            return False
+        self._cells[target] = cells[:length]
+        self._ids[target] = self._ids[source][:length]
         return True
 
     def length(self, seq: int) -> int:
@@ -203,7 +221,10 @@ class StubBackend:
 
     def packed_size(self, seq: int, start: int, end: int) -> int:
         """Return four bytes a token."""
-        return TOKEN_BYTES * (end - start) if 0 <= start < end <= self.length(seq) else 0
+        length = self.length(seq)
+        if self._hooks.whole_rows and (start, end) != (0, length):
+            return 0
+        return TOKEN_BYTES * (end - start) if 0 <= start < end <= length else 0
 
     def pack(self, seq: int, start: int, end: int, out: memoryview) -> int:
         """Write the tokens as little-endian 32-bit numbers, as the original does."""
@@ -227,13 +248,20 @@ class StubBackend:
             raise RestoreFailed(
                 "restore_failed", f"{end - start} tokens for {self._free()} free cells"
             )
-        cells.extend(struct.unpack(f"<{end - start}I", data))
+        if self._hooks.whole_rows and start:
+            raise RestoreFailed("restore_failed", "whole_rows is set: only whole sequences")
+        self._append(seq, struct.unpack(f"<{end - start}I", data))
 
     def close(self) -> None:
         """Nothing is held."""
 
+    def _append(self, seq: int, tokens: Sequence[int]) -> None:
+        self._cells[seq].extend(tokens)
+        self._ids[seq].extend(islice(self._next_id, len(tokens)))
+
     def _free(self) -> int:
-        return self.info.n_ctx - sum(map(len, self._cells))
+        """Count free cells; a shared one is one."""
+        return self.info.n_ctx - len(set().union(*self._ids))
 
     def _sequence(self, seq: int) -> array[int]:
         if not 0 <= seq < len(self._cells):

@@ -89,6 +89,11 @@ class Recorder:
         ):
             self.save(job, "continued", len(job.ledger), None)
 
+    def count_again(self, job: Job, reason: str, length: int) -> None:
+        """Announce a row that is there already, to be counted."""
+        number = job.id
+        self._out.defer(lambda: Saved(number, reason, length, None, None, canonical=False))
+
     def save(self, job: Job, reason: str, length: int, logits_row: int | None) -> None:
         """Announce a row of the first ``length`` tokens, with its tail and logits."""
         start = length - length % BLOCK

@@ -137,8 +137,11 @@ class Sink(Protocol):
     def put(self, frame: Frame) -> None:
         """Send a frame without waiting."""
 
-    def defer(self, build: Callable[[], Frame]) -> None:
-        """Send the frame that ``build`` returns, built on another thread."""
+    def defer(self, build: Callable[[], Frame], fd: int | None = None) -> None:
+        """Send the frame that ``build`` returns, built on another thread.
+
+        A descriptor is taken over, and sent with it.
+        """
 
 
 class Outbox:
@@ -152,7 +155,9 @@ class Outbox:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._queue: collections.deque[bytes | Callable[[], Frame]] = collections.deque()
+        self._queue: collections.deque[tuple[bytes | Callable[[], Frame], int | None]] = (
+            collections.deque()
+        )
         self._ready = threading.Condition()
         self._busy = False
         self._closed = False
@@ -170,13 +175,16 @@ class Outbox:
                     return  # the control thread sees the end and stops the process
                 if not data:
                     return
-            self._queue.append(data)
+            self._queue.append((data, None))
             self._ready.notify()
 
-    def defer(self, build: Callable[[], Frame]) -> None:
-        """Send the frame that ``build`` returns, built on the sender thread."""
+    def defer(self, build: Callable[[], Frame], fd: int | None = None) -> None:
+        """Send the frame that ``build`` returns, built on the sender thread.
+
+        A descriptor is taken over, and sent with it.
+        """
         with self._ready:
-            self._queue.append(build)
+            self._queue.append((build, fd))
             self._ready.notify()
 
     def close(self) -> None:
@@ -187,6 +195,24 @@ class Outbox:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._send_queued()
+        except ChannelClosed:
+            self._send_nothing()
+
+    def _send_nothing(self) -> None:
+        """The peer is gone: what comes is only freed, until closed."""
+        while True:
+            with self._ready:
+                while not self._queue:
+                    if self._closed:
+                        return
+                    self._ready.wait()
+                _, fd = self._queue.popleft()
+            if fd is not None:
+                os.close(fd)
+
+    def _send_queued(self) -> None:
         while True:
             with self._ready:
                 self._busy = False
@@ -194,10 +220,11 @@ class Outbox:
                     if self._closed:
                         return
                     self._ready.wait()
-                item = self._queue.popleft()
+                item, fd = self._queue.popleft()
                 self._busy = True
             try:
                 data = item if isinstance(item, bytes) else encode_frame(item())
-                self._channel.send_bytes(data)
-            except ChannelClosed:
-                return
+                self._channel.send_bytes(data, fd)
+            finally:
+                if fd is not None:
+                    os.close(fd)

@@ -15,6 +15,7 @@ from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.stops import StopScanner
+from erllama_py._engine.trace import LogitsTrace
 from erllama_py.config import GenerateOptions
 
 __all__ = ("Job", "Stage")
@@ -25,15 +26,16 @@ class Stage(enum.Enum):
 
     ::
 
-        QUEUED --dispatch--> LOOKUP --plan--> RESTORE --restore--> RUN --finish--> CLOSING
-          ^                                                         |                 |
-          +------------------------preempt--------------------------+              release
+        QUEUED --ask--> LOOKUP --plan--> RESTORE --restore--> RUN --finish--> CLOSING
+          ^                                                    |                 |
+          +------------------------preempt---------------------+              release
     """
 
     QUEUED = enum.auto()
     LOOKUP = enum.auto()
-    """Holds a slot and waits for the core's plan."""
+    """Waits for the core's plan; holds a slot, or is about to get one."""
     RESTORE = enum.auto()
+    """Has a plan.  Without a slot so far, it may have its first token all the same."""
     RUN = enum.auto()
     """Prefilling while ``todo`` lasts, then decoding."""
     CLOSING = enum.auto()
@@ -42,6 +44,9 @@ class Stage(enum.Enum):
 
 class Job:
     """Plain state; the scheduler moves it."""
+
+    cached = False
+    """Whether it uses the cache: looks up, captures and leaves rows."""
 
     def __init__(
         self,
@@ -64,6 +69,10 @@ class Job:
         self.slot = -1
         self.order = 0
         """Admission number: the highest is the youngest."""
+        self.awaits: tuple[Job, int] | None = None
+        """Who computes this job's head, and up to where: worth waiting for."""
+        self.inherited = 0
+        """Leading tokens of its own that its slot had when it was given to it."""
         self.restore: Restore | None = None
         self.admitted = False
         """The core knows how it was admitted; a preempted job stays admitted."""
@@ -85,9 +94,19 @@ class Job:
         self.cold_row: int | None = None
         """Length of the cold row still to be saved."""
         self.last_save = 0
+        self.exact = False
+        """The cache had its whole prompt."""
+        self.trace: LogitsTrace | None = None
 
         self.started = 0.0
         self.prefilled = 0.0
+        self.asked = 0.0
+        """When its lookup was sent."""
+        self.closing = 0.0
+        """When its reply was out."""
+        self.prefill_ns = 0
+        """Spent on prefill steps it had to itself, for ``prefill_tokens``."""
+        self.prefill_tokens = 0
 
     @property
     def active(self) -> bool:
@@ -105,6 +124,18 @@ class Job:
         return self.stage in (Stage.LOOKUP, Stage.RESTORE) or (
             self.stage is Stage.RUN and bool(self.todo)
         )
+
+    @property
+    def stored(self) -> int:
+        """Leading tokens that a lookup finds now."""
+        return max(self.captured, self.last_save)
+
+    def context(self) -> array[int]:
+        """Return its tokens: what is in the KV, and what is to follow without a draw."""
+        tokens = self.ledger + self.todo
+        if self.pending is not None:
+            tokens.append(self.pending)
+        return tokens
 
     def cells(self) -> int:
         """Cells the job has or is about to fill without generating."""

@@ -25,10 +25,10 @@ class Mailbox:
         """Wake the engine thread: something it polls has changed."""
         self._wake.set()
 
-    def drain(self, *, wait: bool) -> None:
-        """Run what is there; wait for something first if asked to."""
-        if wait:
-            self._wake.wait()
+    def drain(self, wait_s: float | None) -> None:
+        """Run what is there; wait for something first, so long or for ever (``None``)."""
+        if wait_s is None or wait_s > 0:
+            self._wake.wait(wait_s)
         self._wake.clear()
         while self._items:
             self._items.popleft()()

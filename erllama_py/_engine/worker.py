@@ -60,6 +60,9 @@ __all__ = ("main", "serve")
 EXIT_BUG = 70
 """Exit status after an exception that is a defect of ours (EX_SOFTWARE)."""
 
+STOP_S = 1.0
+"""How long a process that is told to stop waits for the step that is running."""
+
 _SWITCH_INTERVAL_S = 0.0005
 """The engine thread must not wait CPython's 5 ms for the control thread to yield."""
 
@@ -81,8 +84,8 @@ class Worker:
         self._scheduler: Scheduler | None = None
         self._engine: threading.Thread | None = None
 
-    def control(self) -> None:
-        """Read frames until the core closes or says stop."""
+    def control(self) -> bool:
+        """Read frames until the core closes or says stop; return whether it said so."""
         for frame, fd in self._channel.frames():
             match frame:
                 case Submit():
@@ -115,12 +118,20 @@ class Worker:
                     )
                     self._engine.start()
                 case Stop():
-                    break
+                    return True
                 case _:
                     raise ChannelClosed(f"unexpected {type(frame).__name__} from the core")
+        return False
+
+    def flush(self) -> None:
+        """Let the engine store what follows replies that are out, and send it."""
+        if self._scheduler:
+            self._scheduler.mailbox.put(self._scheduler.stop)
+            if self._scheduler.ended.wait(STOP_S):
+                self._out.close()
 
     def end(self) -> None:
-        """Stop the engine; only the in-process twin gets here."""
+        """Stop everything; only the in-process twin gets here."""
         if self._scheduler:
             self._scheduler.mailbox.put(self._scheduler.stop)
         if self._engine:
@@ -162,7 +173,8 @@ class Worker:
         self._backend, self._scheduler = backend, scheduler
         self._out.put(Loaded(info, chunk))
         scheduler.run()
-        backend.close()
+        if self._in_process:
+            backend.close()
 
     def _log(self, level: int, text: str) -> None:
         if level >= logging.WARNING:  # a load writes hundreds of lines below that
@@ -238,7 +250,8 @@ def serve(sock: socket.socket, *, in_process: bool = False) -> None:
     channel = Channel(sock)
     worker = Worker(channel, in_process=in_process)
     try:
-        worker.control()
+        if worker.control():
+            worker.flush()
     finally:
         if in_process:
             worker.end()

@@ -1,0 +1,189 @@
+"""The queue: who gets a slot, and when it may ask the cache.
+
+First in, first out: nothing overtakes the head.  It is admitted when a slot and its
+cells are free; parked sequences make room for it.  Three rules shape that:
+
+* A request with exactness ``bit`` computes alone: it waits for the others to drain, and
+  nothing is admitted beside it.
+* *One head, one prefill*: what another job is just prefilling is waited for, not
+  prefilled twice.
+* While slots only *close* (their replies are out, and a last token and a row remain to
+  be stored), the head asks the cache already.  A request right behind a reply then has
+  its first token without waiting for a step of which it needs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+
+from erllama_py._backends.base import BLOCK
+from erllama_py._engine.frames import Lookup
+from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.resuming import Resuming
+from erllama_py._engine.slots import common
+
+__all__ = ("Admission",)
+
+HEADROOM = 64
+"""Free cells beyond the prompt that admission asks for, so that a fresh request does
+not preempt another with its first tokens."""
+
+EARLY = 8
+"""Requests that may have asked before they have a slot: all but the last are over, and
+only their finish rows are to come."""
+
+
+class Admission(Resuming):
+    """The queue and its rules."""
+
+    _cancelled: list[Job]
+    _admissions = 0
+
+    # -- called by the control thread through the mailbox ------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Queue a checked request."""
+        job.cached = self._policy is not None and job.options.cached
+        job.capturing = job.cached
+        self._jobs[job.id] = job
+        self._queue.append(job)
+
+    def cancel(self, number: int) -> None:
+        """Stop a request; unknown and finished ones are ignored."""
+        if job := self._jobs.get(number):
+            self._cancelled.append(job)
+
+    # -- every tick --------------------------------------------------------------------------
+
+    def _end_cancelled(self) -> None:
+        for job in self._cancelled:
+            if job.id not in self._jobs or job.stage is Stage.CLOSING:
+                continue
+            job.begin(time.monotonic())
+            self._admit(job, "cold", 0)
+            self._finish(job, "cancelled")
+        self._cancelled.clear()
+
+    def _dispatch(self) -> None:
+        for job in [one for one in self._queue if one.stage is Stage.CLOSING]:
+            self._end_repeat(job)
+        while self._queue and self._may_start(self._queue[0]):
+            self._start(self._queue.popleft())
+        self._ask_early()
+
+    # -- slots ---------------------------------------------------------------------------------
+
+    def _may_start(self, job: Job) -> bool:
+        active = self._slots.active()
+        if not self._slots.free or any(one.options.bit for one in active):
+            return False
+        if job.options.bit:
+            if active:
+                return False
+            while self._slots.drop_parked():
+                pass
+        if self._waits_for_its_head(job, active):
+            return False
+        return self._has_cells(job, alone=not active)
+
+    def _has_cells(self, job: Job, *, alone: bool) -> bool:
+        """Whether there are cells for a job, or can be without the parked sequences."""
+        n_ctx = self._backend.info.n_ctx
+        while self._slots.wanted(job, HEADROOM) > n_ctx:
+            if not self._slots.drop_parked(spare=self._slots.like(job)):
+                return alone
+        return True
+
+    def _waits_for_its_head(self, job: Job, active: list[Job]) -> bool:
+        """Whether another is about to compute what this job's prompt begins with.
+
+        Then the lookup comes when that is done, and finds it.
+        """
+        if job.options.bit or not job.cached or job.stage is not Stage.QUEUED:
+            return False
+        if job.awaits is None:
+            job.awaits = self._head_in_progress(job, active)
+        if job.awaits is None:
+            return False
+        other, upto = job.awaits
+        if other.active and other.capturing and other.prefilling and len(other.ledger) < upto:
+            return True
+        job.awaits = None
+        return self._waits_for_its_head(job, active)
+
+    def _head_in_progress(self, job: Job, active: list[Job]) -> tuple[Job, int] | None:
+        """Return who computes at least a block of this job's head, and up to where."""
+        assert self._policy is not None
+        for other in active:
+            if not other.prefilling or not other.capturing or other.options.bit:
+                continue
+            done = len(other.ledger)
+            if other.restore is not None:
+                done = other.restore.keep
+            tokens = other.ledger + other.todo
+            shared = common(tokens, job.todo) // BLOCK * BLOCK
+            if shared - done >= BLOCK and shared >= self._policy.min_tokens:
+                return other, shared
+        return None
+
+    def _start(self, job: Job) -> None:
+        """Give a job its slot."""
+        active = self._slots.active()
+        job.canonical = not active and not self._slots.parked
+        self._slots.take(job)
+        for other in active:
+            other.canonical = False
+        self._admissions += 1
+        job.order = self._admissions
+        if job.restore is not None:
+            self._place(job)
+        elif job.stage is Stage.QUEUED:
+            self._ask(job)
+
+    def _ask(self, job: Job) -> None:
+        now = time.monotonic()
+        job.begin(now)
+        if not job.cached:
+            self._go_on_cold(job)
+            return
+        job.stage = Stage.LOOKUP
+        job.asked = now
+        self._out.put(Lookup(job.id, job.todo.tobytes() if job.preempted else None))
+
+    # -- before there is a slot ------------------------------------------------------------------
+
+    def _ask_early(self) -> None:
+        closing = self._slots.active()
+        if not closing or any(job.stage is not Stage.CLOSING for job in closing):
+            return
+        for place, job in enumerate(self._queue):
+            if job.stage is Stage.CLOSING:
+                closing.append(job)
+                continue
+            if place < EARLY and job.stage is Stage.QUEUED and self._knows_enough(job, closing):
+                self._ask(job)
+            return
+
+    def _knows_enough(self, job: Job, closing: list[Job]) -> bool:
+        """Whether what is yet to be stored would not change the answer to a lookup."""
+        if not job.cached or job.preempted:
+            return False
+        return all(common(one.context(), job.todo) <= one.stored for one in closing if one.cached)
+
+    # -- back into the queue -----------------------------------------------------------------------
+
+    def _preempt(self, job: Job) -> None:
+        if job.restore:
+            self._drop_restore(job)
+        elif recorder := self._recorder_of(job):
+            recorder.capture_blocks(job)
+        self._slots.give_up(job)
+        job.todo = job.ledger + job.todo
+        job.ledger = array("I")
+        job.slices.clear()
+        job.captured = job.inherited = 0
+        job.cold_row = None
+        job.preempted = True
+        job.stage = Stage.QUEUED
+        self._queue.appendleft(job)

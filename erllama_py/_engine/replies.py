@@ -1,0 +1,263 @@
+"""Tokens, the end of a request, and what it leaves behind.
+
+The reply is sent as soon as its last token is drawn.  What is left to store follows in
+CLOSING, and only then is the slot free.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable
+
+from erllama_py._backends.base import BLOCK, Backend, BackendError, Sampler
+from erllama_py._cache.policy import Policy, cold_save_split, should_finish_save
+from erllama_py._engine.capture import Recorder
+from erllama_py._engine.channel import Sink
+from erllama_py._engine.frames import Admitted, Closed, Done, Failed, Restored, Token, Trace
+from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.measures import Measures
+from erllama_py._engine.restore import BadPiece
+from erllama_py._engine.sharedkv import SharedKv
+from erllama_py._engine.slots import Slots
+from erllama_py._engine.stops import cut_at
+from erllama_py._engine.trace import LogitsTrace
+
+__all__ = ("Replies",)
+
+REPEAT_S = 2.0
+"""How long a finish row counts as just stored: nothing evicts it that soon."""
+REPEATS = 16
+
+
+class Replies:
+    """The state of a scheduler, and what sends tokens and ends requests."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        kv: SharedKv,
+        out: Sink,
+        policy: Policy | None,
+        chunk: int,
+        *,
+        parking: bool | None = None,
+    ) -> None:
+        """Take what the engine thread works with.
+
+        :param policy: ``None`` where nothing is to be cached.
+        :param parking: whether sequences that could be parked are; ``None``: where that
+            is worth it.
+        """
+        self._backend = backend
+        self._out = out
+        self._policy = policy
+        self._chunk = chunk
+        self._parking = parking
+        self._recorder = Recorder(backend, kv, out, policy, chunk) if policy else None
+        self._slots = Slots(backend)
+        self._measures = Measures()
+        self._queue: collections.deque[Job] = collections.deque()
+        self._jobs: dict[int, Job] = {}
+        """Every live job by request id, queued ones too."""
+        self._finished: collections.deque[tuple[float, bool, bytes]] = collections.deque(
+            maxlen=REPEATS
+        )
+        """Finish rows just stored: when, whether at exactness ``bit``, their tokens."""
+
+    def _recorder_of(self, job: Job) -> Recorder | None:
+        return self._recorder if job.cached else None
+
+    # -- tokens ------------------------------------------------------------------------------
+
+    def _admit(self, job: Job, kind: str, prefix_len: int) -> None:
+        """Tell the core how a request was admitted, once; a preempted one stays admitted.
+
+        What it adds to what was found gets a row at the prompt's boundary: without one,
+        a repeat of a prompt that shares its head with another would never be exact.
+        """
+        if job.admitted:
+            return
+        job.admitted = True
+        self._out.put(Admitted(job.id, kind, prefix_len))
+        boundary = cold_save_split(job.prompt_len, self._policy) if self._policy else None
+        if job.cached and boundary is not None and boundary > prefix_len:
+            job.cold_row = boundary
+
+    def _prompt_done(self, job: Job, index: int) -> None:
+        """A row's logits are there: draw from them, or end what wants no tokens."""
+        if not job.generates:
+            self._finish_prompt(job)
+            return
+        self._take(
+            job,
+            lambda sampler: self._backend.sample(sampler, index),
+            lambda out: self._backend.copy_logits(index, out),
+        )
+
+    def _sample_stored(self, job: Job, logits: memoryview) -> None:
+        """Draw the first token from logits that were saved with a row."""
+
+        def copy(out: memoryview) -> None:
+            out[:] = logits
+
+        self._take(job, lambda sampler: self._backend.sample_stored(sampler, logits), copy)
+
+    def _finish_prompt(self, job: Job) -> None:
+        """End a request that wants nothing generated."""
+        job.prefilled = job.prefilled or time.monotonic()
+        self._finish(job, "stop" if job.mode == "prefill_only" else "length")
+
+    def _take(
+        self, job: Job, draw: Callable[[Sampler], int], copy: Callable[[memoryview], None]
+    ) -> None:
+        """Draw a token, send it, and end the request if it was the last."""
+        assert job.sampler is not None
+        job.prefilled = job.prefilled or time.monotonic()
+        try:
+            if job.options.trace:
+                self._keep_logits(job, copy)
+            token = draw(job.sampler)
+        except BackendError as error:  # such as a grammar that no token can follow
+            self._fail(job, error.reason, error.detail)
+            return
+        job.pending = token
+        job.generated.append(token)
+        streamed = job.mode == "infer"
+        text = b""
+        if streamed or job.stops.active:
+            text = job.stops.feed(self._backend.piece(token))
+        self._out.put(Token(job.id, text if streamed else b"", token))
+        if job.stops.matched is not None:
+            self._finish(job, "stop")
+        elif len(job.generated) >= job.target:
+            self._finish(job, "length")
+        elif self._backend.is_eog(token):
+            self._finish(job, "stop")
+
+    def _keep_logits(self, job: Job, copy: Callable[[memoryview], None]) -> None:
+        logits = bytearray(self._backend.info.logits_bytes)
+        copy(memoryview(logits))
+        try:
+            job.trace = job.trace or LogitsTrace()
+            job.trace.add(logits)
+        except OSError as error:
+            raise BackendError("oom", f"no memory for the trace: {error.strerror}") from error
+
+    # -- the end of a request ----------------------------------------------------------------
+
+    def _finish(self, job: Job, reason: str) -> None:
+        """Send the reply; what is left to store follows in CLOSING."""
+        if job.mode == "infer" and job.stops.matched is None:
+            held = job.stops.flush()
+            if held:
+                self._out.put(Token(job.id, held, None))
+        reply = b""
+        if job.mode == "complete":
+            reply = cut_at(self._backend.detokenize(job.generated), job.stops.matched)
+        # Mid-prefill, what counts is what is in the KV; later, all that was said.
+        complete = not job.todo or job.pending is not None
+        committed = job.cells() if complete else len(job.ledger)
+        saving = bool(
+            self._policy
+            and job.cached
+            and job.stage in (Stage.RESTORE, Stage.RUN)
+            and should_finish_save(committed, self._policy)
+        )
+        self._send_trace(job)
+        prefill_ms, generation_ms = job.milliseconds()
+        self._out.put(
+            Done(
+                job.id,
+                reason,
+                job.stops.matched,
+                reply,
+                prefill_ms,
+                generation_ms,
+                committed,
+                saving,
+            )
+        )
+        job.stage = Stage.CLOSING
+        job.closing = time.monotonic()
+        if not saving:
+            self._release(job)
+        elif complete:
+            self._end_repeat(job)
+        elif job.restore is None:
+            self._close(job, None)
+        else:
+            self._release(job)
+
+    def _send_trace(self, job: Job) -> None:
+        trace, job.trace = job.trace, None
+        if trace is not None:
+            frame = Trace(job.id, trace.rows)
+            self._out.defer(lambda: frame, trace.hand_over())
+
+    def _fail(self, job: Job, reason: object, detail: str) -> None:
+        if job.stage is not Stage.CLOSING:
+            self._out.put(Failed(job.id, reason, detail))
+        self._release(job)
+
+    def _end_repeat(self, job: Job) -> bool:
+        """End a job that says what was just stored; return whether it was one.
+
+        A prompt that the cache has whole, answered by the same tokens: their row is
+        there, and nothing has to be restored or evaluated to store it again.
+        """
+        if not job.exact or job.stage is not Stage.CLOSING:
+            return False
+        recorder, tokens = self._recorder_of(job), job.context().tobytes()
+        since = time.monotonic() - REPEAT_S
+        if recorder is None or not any(
+            when > since and bit == job.options.bit and row == tokens
+            for when, bit, row in self._finished
+        ):
+            return False
+        recorder.count_again(job, "finish", job.cells())
+        self._release(job)
+        return True
+
+    def _close(self, job: Job, logits_row: int | None) -> None:
+        """Store the finish row and give everything back."""
+        recorder = self._recorder_of(job)
+        if recorder and self._policy and should_finish_save(len(job.ledger), self._policy):
+            recorder.capture_blocks(job)
+            recorder.save(job, "finish", len(job.ledger), logits_row)
+            self._finished.append((time.monotonic(), job.options.bit, job.ledger.tobytes()))
+        self._release(job, park=self._parks(job))
+
+    def _parks(self, job: Job) -> bool:
+        info = self._backend.info
+        if job.options.bit or not job.cached or not job.capturing or not info.blocks:
+            return False
+        if self._backend.length(job.slot) != len(job.ledger):
+            return False  # the ledger rule
+        if self._parking is not None:
+            return self._parking
+        return self._measures.worth_parking(len(job.ledger) * info.block_bytes / BLOCK)
+
+    def _release(self, job: Job, *, park: bool = False) -> None:
+        self._drop_restore(job)
+        if job.sampler:
+            job.sampler.close()
+        if job.trace:
+            job.trace.close()
+        if job.active:
+            self._slots.give_up(job, park=park)
+        elif job in self._queue:
+            self._queue.remove(job)
+        self._jobs.pop(job.id, None)
+        self._out.put(Closed(job.id, job.prefill_ns, job.prefill_tokens))
+
+    def _drop_restore(self, job: Job, bad: BadPiece | None = None) -> None:
+        """Tell the core that a plan's pieces are not needed any more."""
+        restore, job.restore = job.restore, None
+        if restore is not None:
+            restore.drop()
+            self._measures.restored(restore.spent_ns, restore.unpacked_bytes)
+            nodes, corrupt = ([bad.node], bad.corrupt) if bad else ([], False)
+            self._out.put(
+                Restored(job.id, nodes, corrupt, restore.spent_ns, restore.read_ns, restore.shared)
+            )

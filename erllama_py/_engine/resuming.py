@@ -1,0 +1,144 @@
+"""From the core's plan to a sequence that can go on.
+
+A plan may come before its job has a slot: then its first token is drawn all the same,
+where its logits are stored, and the rest waits.  What another sequence of the context
+has already is shared from there, which is metadata only; pieces are restored for the
+rest.
+"""
+
+from __future__ import annotations
+
+from erllama_py._backends.base import BLOCK
+from erllama_py._engine.frames import Restored
+from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.replies import Replies
+from erllama_py._engine.restore import BadPiece, Restore
+
+__all__ = ("Resuming",)
+
+RESTORE_BYTES = 64 << 20
+"""Bytes restored between two ticks while others run: about 5 ms of copying."""
+
+
+class Resuming(Replies):
+    """Plans, and what becomes of them."""
+
+    def plan(self, number: int, restore: Restore) -> None:
+        """Take the answer to a lookup."""
+        job = self._jobs.get(number)
+        if job is None or job.stage is not Stage.LOOKUP:
+            restore.drop()
+            self._out.put(Restored(number, [], corrupt=False, load_ns=0))
+            return
+        plan = restore.plan
+        job.stage = Stage.RESTORE
+        job.restore = restore
+        job.exact = plan.kind == "exact"
+        job.last_save = max(job.last_save, plan.prefix_len)
+        fresh = job.generates and job.pending is None
+        if restore.logits is not None and fresh:
+            # The stored logits are all that the first token needs: it goes out before
+            # a byte of KV is restored.
+            self._admit(job, plan.kind, plan.prefix_len)
+            self._sample_stored(job, restore.logits)
+        elif restore.keep == len(job.todo) and fresh:
+            # The logits were damaged: the last token is decoded again.
+            restore.keep -= 1
+        if job.active and job.restore is not None:
+            self._place(job)
+
+    def _place(self, job: Job) -> None:
+        """A job has a plan and a slot: take over what the context has of its tokens."""
+        restore = job.restore
+        assert restore is not None
+        if restore.plan.pieces:
+            job.canonical = job.canonical and restore.plan.canonical
+        have = 0
+        if restore.plan.pieces and not job.options.bit and self._backend.info.blocks:
+            have = self._take_over(job, restore)
+        if not have:
+            self._clear_inherited(job)
+        restore.skip(have)
+
+    def _take_over(self, job: Job, restore: Restore) -> int:
+        """Give the job's slot a head from the context; return its length."""
+        own = restore.whole(min(job.inherited, restore.keep))
+        live = self._slots.live(job)
+        other = restore.whole(min(live.tokens, restore.keep)) if live else 0
+        if own and own >= other and self._slots.truncate(job.slot, own):
+            return own
+        self._clear_inherited(job)
+        if live and other and self._slots.share(live.slot, job.slot, other):
+            return other
+        return 0
+
+    def _clear_inherited(self, job: Job) -> None:
+        if job.inherited:
+            self._slots.clear(job.slot)
+            job.inherited = 0
+
+    def _go_on_cold(self, job: Job) -> None:
+        """Start from nothing: no plan, or one that could not be restored."""
+        self._slots.clear(job.slot)
+        job.inherited = job.captured = job.last_save = 0
+        job.exact = False
+        job.stage = Stage.RUN
+        self._admit(job, "cold", 0)
+
+    # -- every tick --------------------------------------------------------------------------
+
+    def _restore_all(self) -> bool:
+        running = self._slots.active()
+        budget = None if len(running) == 1 else RESTORE_BYTES
+        moved = [self._restore(job, job.restore, budget) for job in running if job.restore]
+        return any(moved)
+
+    def _restore(self, job: Job, restore: Restore, budget: int | None) -> bool:
+        """Move verified pieces into the sequence; return whether anything changed."""
+        try:
+            moved = restore.advance(self._backend, job.slot, budget)
+            if not restore.complete:
+                return moved
+            restore.cut(self._backend, job.slot)
+            if not restore.complete:
+                return True
+        except BadPiece as bad:
+            self._restore_failed(job, bad)
+        else:
+            self._restored(job, restore)
+        finally:
+            if job.active:
+                self._slots.measure(job)
+        return True
+
+    def _restored(self, job: Job, restore: Restore) -> None:
+        """The sequence is what it should be: go on from there."""
+        plan, keep = restore.plan, restore.keep
+        self._drop_restore(job)
+        job.ledger, job.todo = job.todo[:keep], job.todo[keep:]
+        job.captured = min(plan.captured, keep) // BLOCK * BLOCK if keep else plan.captured
+        if keep:
+            job.canonical = job.canonical and (keep == plan.keep or keep % self._chunk == 0)
+        if job.stage is Stage.CLOSING:
+            if job.todo:
+                self._release(job)  # the reply is out, and its KV is not worth a prefill
+            return
+        job.stage = Stage.RUN
+        # Less the last token counts as whole: its logits were damaged, not its KV.
+        if keep and keep >= plan.keep - 1:
+            self._admit(job, plan.kind, plan.prefix_len)
+        else:
+            self._admit(job, "partial" if keep else "cold", keep)
+        if not job.todo and not job.generates:
+            self._finish_prompt(job)
+            if job.active:  # no step will come by to close it
+                self._close(job, None)
+
+    def _restore_failed(self, job: Job, bad: BadPiece) -> None:
+        """Report the bad node and go on cold, with an empty sequence."""
+        self._drop_restore(job, bad)
+        if job.stage is Stage.CLOSING:
+            self._release(job)
+            return
+        job.canonical = len(self._slots.running) == 1 and not self._slots.parked
+        self._go_on_cold(job)

@@ -1,0 +1,158 @@
+"""Slots: which sequence is whose, which are parked, and the cells they take.
+
+A *parked* sequence is that of a request which is over: its cells stay until somebody
+needs the slot or the cells.  A request whose prompt begins like it goes on from there,
+without restoring anything.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import NamedTuple
+
+from erllama_py._backends.base import BLOCK, Backend
+from erllama_py._engine.cells import Cells
+from erllama_py._engine.job import Job
+
+__all__ = ("Head", "Slots", "common")
+
+
+class Head(NamedTuple):
+    """Tokens that a sequence of the context has in common with a request."""
+
+    slot: int
+    tokens: int
+
+
+class Slots:
+    """The sequences of a context."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._empty = list(range(backend.info.n_seq_max - 1, -1, -1))
+        self.running: dict[int, Job] = {}
+        """Jobs that hold a slot, by slot."""
+        self.parked: dict[int, array[int]] = {}
+        """Tokens of parked sequences by slot, oldest first."""
+        self._cells = Cells()
+
+    def active(self) -> list[Job]:
+        """Jobs that hold a slot, in the order of slots."""
+        return [job for _, job in sorted(self.running.items())]
+
+    @property
+    def free(self) -> bool:
+        """Whether a job can have a slot."""
+        return bool(self._empty or self.parked)
+
+    # -- taking and giving up ---------------------------------------------------------------
+
+    def take(self, job: Job) -> None:
+        """Give a job the slot that serves it best; there must be one.
+
+        That is the parked sequence most like its prompt, else an empty slot, else the
+        one that was parked first.
+        """
+        like = self.like(job)
+        if like:
+            job.slot, job.inherited = like.slot, like.tokens
+            del self.parked[like.slot]
+        else:
+            if not self._empty:
+                self.drop_parked()
+            job.slot, job.inherited = self._empty.pop(), 0
+        self.running[job.slot] = job
+
+    def give_up(self, job: Job, *, park: bool = False) -> None:
+        """Take a job's slot back; its sequence is cleared, or kept as parked."""
+        slot, job.slot = job.slot, -1
+        del self.running[slot]
+        if park:
+            self.parked[slot] = job.ledger
+        else:
+            self.clear(slot)
+            self._empty.append(slot)
+
+    def drop_parked(self, spare: Head | None = None) -> bool:
+        """Clear the sequence parked first, other than ``spare``; whether there was one."""
+        for slot in self.parked:
+            if spare is None or slot != spare.slot:
+                del self.parked[slot]
+                self.clear(slot)
+                self._empty.append(slot)
+                return True
+        return False
+
+    # -- heads in the context ----------------------------------------------------------------
+
+    def like(self, job: Job) -> Head | None:
+        """Return the parked sequence that shares most with a job's prompt."""
+        if job.options.bit or not job.cached:
+            return None
+        heads = [Head(slot, common(tokens, job.todo)) for slot, tokens in self.parked.items()]
+        best = max(heads, key=lambda head: head.tokens, default=None)
+        return best if best and best.tokens >= BLOCK else None
+
+    def live(self, job: Job) -> Head | None:
+        """Return the sequence of the context that shares most with a job's prompt."""
+        heads = [
+            Head(other.slot, common(other.ledger, job.todo))
+            for other in self.running.values()
+            if other is not job
+        ]
+        heads += [Head(slot, common(tokens, job.todo)) for slot, tokens in self.parked.items()]
+        return max(heads, key=lambda head: head.tokens, default=None)
+
+    # -- cells ---------------------------------------------------------------------------------
+
+    def wanted(self, job: Job, spare: int = 0) -> int:
+        """Return the cells of the context once a job has its own and ``spare`` more.
+
+        Heads that the job can share with a sequence of the context count once.
+        """
+        like = self.like(job)
+        used = self._cells.used((like.slot,) if like else ())
+        used += sum(max(0, one.cells() - self._cells.length(one.slot)) for one in self.active())
+        shared = 0
+        if job.cached and not job.options.bit:
+            live = self.live(job)
+            shared = live.tokens // BLOCK * BLOCK if live and live != like else 0
+        return used + job.cells() + spare - shared
+
+    def measure(self, job: Job) -> None:
+        """Note how many cells a job's sequence has now."""
+        self._cells.resize(job.slot, self._backend.length(job.slot))
+
+    def clear(self, slot: int) -> None:
+        """Remove every cell of a slot."""
+        self._backend.clear(slot)
+        self._cells.resize(slot, 0)
+
+    def truncate(self, slot: int, length: int) -> bool:
+        """Cut a slot; see :meth:`erllama_py._backends.base.Backend.truncate`."""
+        done = self._backend.truncate(slot, length)
+        self._cells.resize(slot, self._backend.length(slot))
+        return done
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Give an empty slot the head of another; whether the engine could."""
+        if not self._backend.share(source, target, length):
+            return False
+        self._cells.share(source, target, length)
+        return True
+
+    def used(self) -> int:
+        """Return how many cells are taken."""
+        return self._cells.used()
+
+
+def common(one: array[int], other: array[int]) -> int:
+    """Return the length of the longest common prefix."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
