@@ -167,7 +167,7 @@ class Admission(Resuming):
 
     def _knows_enough(self, job: Job, closing: list[Job]) -> bool:
         """Whether what is yet to be stored would not change the answer to a lookup."""
-        if not job.cached or job.preempted:
+        if not job.cached or job.preempted or job.asked:
             return False
         return all(common(one.context(), job.todo) <= one.stored for one in closing if one.cached)
 
@@ -177,7 +177,7 @@ class Admission(Resuming):
         if job.restore:
             self._drop_restore(job)
         elif recorder := self._recorder_of(job):
-            recorder.capture_blocks(job)
+            recorder.before_preempting(job)
         self._slots.give_up(job)
         job.todo = job.ledger + job.todo
         job.ledger = array("I")

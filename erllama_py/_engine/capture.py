@@ -20,7 +20,7 @@ from erllama_py._engine.frames import Captured, Saved, Stored
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.sharedkv import SharedKv
 
-__all__ = ("Recorder",)
+__all__ = ("Recorder", "copy_logits")
 
 
 class Recorder:
@@ -34,6 +34,10 @@ class Recorder:
         self._out = out
         self._policy = policy
         self._chunk = chunk
+
+    def before_preempting(self, job: Job) -> None:
+        """Capture what is computed, for the job to go on from."""
+        self.capture_blocks(job)
 
     def capture_blocks(self, job: Job) -> None:
         """Capture every whole block that is computed and not yet stored.
@@ -98,24 +102,31 @@ class Recorder:
         """Announce a row of the first ``length`` tokens, with its tail and logits."""
         start = length - length % BLOCK
         tail = logits = None
+        view = memoryview(b"")
         if length != job.last_save:  # else the row is there already, and only counted
             if start != length and job.captured == start:
                 tail = self._pack(job, start, length)
-            logits = self._copy_logits(logits_row)
+            logits, view = copy_logits(self._backend, self._kv, logits_row)
         job.last_save = length
         number, canonical = job.id, job.canonical and length == job.prompt_len
-        size = self._backend.info.logits_bytes
-        # Now, since a segment may be forgotten before the checksum is made.
-        view = self._kv.view(logits, size) if logits else memoryview(b"")
 
         def build() -> Saved:
-            stored = Stored(logits, size, crc(view)) if logits else None
+            stored = Stored(logits, len(view), crc(view)) if logits else None
             return Saved(number, reason, length, tail() if tail else None, stored, canonical)
 
         self._out.defer(build)
 
-    def _copy_logits(self, row: int | None) -> Extent | None:
-        extent = self._kv.take_logits() if row is not None else None
-        if extent is not None and row is not None:
-            self._backend.copy_logits(row, self._kv.view(extent, self._backend.info.logits_bytes))
-        return extent
+
+def copy_logits(
+    backend: Backend, kv: SharedKv, row: int | None
+) -> tuple[Extent | None, memoryview]:
+    """Copy a row's logits into a granted extent, where there is one; return it and its bytes.
+
+    The bytes are given now: a segment may be forgotten before their checksum is made.
+    """
+    extent = kv.take_logits() if row is not None else None
+    if extent is None or row is None:
+        return None, memoryview(b"")
+    view = kv.view(extent, backend.info.logits_bytes)
+    backend.copy_logits(row, view)
+    return extent, view

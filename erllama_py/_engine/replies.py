@@ -22,6 +22,7 @@ from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.slots import Slots
 from erllama_py._engine.stops import cut_at
 from erllama_py._engine.trace import LogitsTrace
+from erllama_py._engine.whole import WholeRecorder
 
 __all__ = ("Replies",)
 
@@ -54,7 +55,7 @@ class Replies:
         self._policy = policy
         self._chunk = chunk
         self._parking = parking
-        self._recorder = Recorder(backend, kv, out, policy, chunk) if policy else None
+        self._recorder = _recorder(backend, kv, out, policy, chunk) if policy else None
         self._slots = Slots(backend)
         self._measures = Measures()
         self._queue: collections.deque[Job] = collections.deque()
@@ -65,7 +66,7 @@ class Replies:
         )
         """Finish rows just stored: when, whether at exactness ``bit``, their tokens."""
 
-    def _recorder_of(self, job: Job) -> Recorder | None:
+    def _recorder_of(self, job: Job) -> Recorder | WholeRecorder | None:
         return self._recorder if job.cached else None
 
     # -- tokens ------------------------------------------------------------------------------
@@ -261,3 +262,12 @@ class Replies:
             self._out.put(
                 Restored(job.id, nodes, corrupt, restore.spent_ns, restore.read_ns, restore.shared)
             )
+
+
+def _recorder(
+    backend: Backend, kv: SharedKv, out: Sink, policy: Policy, chunk: int
+) -> Recorder | WholeRecorder:
+    """Choose how a model's sequences are captured."""
+    if backend.info.blocks:
+        return Recorder(backend, kv, out, policy, chunk)
+    return WholeRecorder(backend, kv, out, policy)

@@ -42,8 +42,12 @@ class Resuming(Replies):
             self._admit(job, plan.kind, plan.prefix_len)
             self._sample_stored(job, restore.logits)
         elif restore.keep == len(job.todo) and fresh:
-            # The logits were damaged: the last token is decoded again.
-            restore.keep -= 1
+            # The logits were damaged: the last token is decoded again, where the
+            # sequence can be cut for that.
+            if self._backend.info.blocks:
+                restore.keep -= 1
+            else:
+                self._forgo(job)
         if job.active and job.restore is not None:
             self._place(job)
 
@@ -76,6 +80,16 @@ class Resuming(Replies):
         if job.inherited:
             self._slots.clear(job.slot)
             job.inherited = 0
+
+    def _forgo(self, job: Job) -> None:
+        """A plan is of no use: go on cold, or ask again with a slot to go on in."""
+        self._drop_restore(job)
+        if job.active:
+            self._go_on_cold(job)
+        else:
+            job.exact = False
+            job.last_save = 0
+            job.stage = Stage.QUEUED
 
     def _go_on_cold(self, job: Job) -> None:
         """Start from nothing: no plan, or one that could not be restored."""

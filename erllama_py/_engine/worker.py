@@ -168,7 +168,7 @@ class Worker:
             return
         info = backend.info
         chunk = prefill_chunk(load.policy, info.n_batch, info.n_ubatch, BLOCK)
-        policy = load.policy if load.caching and info.blocks else None
+        policy = load.policy if load.caching and (info.blocks or info.whole_rows) else None
         scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
         self._backend, self._scheduler = backend, scheduler
         self._out.put(Loaded(info, chunk))

@@ -54,7 +54,7 @@ class Shelf:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the engine wait for requests and plans as long as a busy machine needs."""
-    monkeypatch.setattr(scheduler, "GRACE_S", 5.0)
+    monkeypatch.setattr(scheduler, "GRACE_S", 1.0)
     monkeypatch.setattr(scheduler, "PLAN_WAIT_S", 5.0)
 
 
