@@ -9,10 +9,12 @@ tier server would have put that very row.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from erllama_py._cache.kvc import BadKvc
@@ -22,7 +24,7 @@ from erllama_py._cache.reservations import SWEEP_S, ExternalRow, Published, Reco
 from erllama_py._cache.store import Cache
 from erllama_py._cache.writer import Places
 from erllama_py._engine.registry import core
-from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.otp._servers import Server, Servers, TierPid, directory_of
 from erllama_py.otp._source import CachedRow, CacheSource, Source
 from erllama_py.types import Atom, Ref, next_serial
@@ -31,8 +33,8 @@ __all__ = ("Index", "Pin", "index", "key_argument")
 
 TIERS: Final = ("ram", "ram_file", "disk")
 
-_SLAB_SHARE: Final = 4
-"""Rows put in by hand may take one part in so many of the memory tier: the engine cannot
+_SHARE: Final = 4
+"""Rows put in by hand may take one part in so many of a tier's quota: the engine cannot
 evict them for its own."""
 
 _POLL_S: Final = 0.02
@@ -220,7 +222,7 @@ class Index:
 
         :raises ErllamaError: ``quota_exceeded``.
         """
-        room = self.source.memory_quota() // _SLAB_SHARE
+        room = self.source.memory_quota() // _SHARE
         self._free_slab(key)
         while len(slab) > 0 and len(slab) + self._slab_bytes() > room and self._evict_slab():
             pass
@@ -382,19 +384,38 @@ class Index:
         :raises ErllamaError: ``{already_started, Pid}``, ``{cannot_create_dir, Dir, Reason}``.
         """
         path = directory_of(where)
-        counters = self.source.counters
-
-        def make() -> KvcDirectory:
-            return KvcDirectory(
-                path,
-                on_corrupt=lambda: counters.incr("corrupt_files"),
-                on_bytes=lambda change: counters.besides(_GAUGES[kind], change),
-            )
-
-        server = self.servers.start(name, kind, make)
+        server = self.servers.start(name, kind, lambda: self._directory(kind, path))
+        try:
+            server.rows.quota = self.source.start_tier(kind, server.name, path) // _SHARE
+        except BaseException:
+            self.servers.stop(name)
+            raise
         for entry in server.rows.scan().entries:
             self._insert_entry(server, entry)
         return server.pid
+
+    def server(self, which: Any) -> Server:
+        """Return a tier server by name or pid; one for each tier of the engine, too.
+
+        :raises ModelGone: ``noproc``.
+        """
+        try:
+            return self.servers.find(which)
+        except ModelGone:
+            tier = self.source.tier(which)
+            if tier is None:
+                raise
+        with contextlib.suppress(ErllamaError):  # started by somebody else meanwhile
+            self.start_tier(which, *tier)
+        return self.servers.find(which)
+
+    def _directory(self, kind: str, path: Path) -> KvcDirectory:
+        counters = self.source.counters
+        return KvcDirectory(
+            path,
+            on_corrupt=lambda: counters.incr("corrupt_files"),
+            on_bytes=lambda change: counters.besides(_GAUGES[kind], change),
+        )
 
     def stop_tier(self, which: Any) -> None:
         """Stop a tier server; its rows leave the index, its files stay.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from erllama_py._cache import kvc
 from erllama_py._cache.counters import Counters
+from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.kvcfile import reason_of
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Row
-from erllama_py._cache.store import Cache
+from erllama_py._cache.store import Cache, tier_of
+from erllama_py._engine.tiers import start_tier
+from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom
 
 __all__ = ("CacheSource", "CachedRow", "Source")
@@ -68,6 +74,15 @@ class Source(Protocol):
 
     def evict(self, target: int | None, kinds: Collection[str]) -> tuple[int, int]:
         """Evict until so many bytes are free, or all that may go; return (rows, bytes)."""
+
+    def start_tier(self, kind: str, name: str, path: Path) -> int:
+        """Let models be saved to a directory under this name; return its byte quota.
+
+        :raises ErllamaError: it cannot be used.
+        """
+
+    def tier(self, name: object) -> tuple[str, Path] | None:
+        """Return kind and directory of a tier that the engine uses."""
 
     def memory_quota(self) -> int:
         """Return the byte quota of the RAM tier."""
@@ -153,15 +168,30 @@ class CacheSource:
 
     def evict(self, target: int | None, kinds: Collection[str]) -> tuple[int, int]:
         """Evict rows and blocks."""
-        if target is None:
-            return self.cache.clear()
-        return self.cache.evict_bytes(target) if "ram" in kinds else (0, 0)
+        return self.cache.clear() if target is None else self.cache.evict_bytes(target, kinds)
+
+    def start_tier(self, kind: str, name: str, path: Path) -> int:
+        """Let models be saved to a directory under this name."""
+        try:
+            return start_tier(self.cache, kind, name, path).quota
+        except OSError as error:
+            raise ErllamaError(
+                (Atom("cannot_create_dir"), os.fsencode(path), reason_of(error)),
+                f"cannot use {path}: {error.strerror}",
+                "name a directory you may write to",
+            ) from error
+
+    def tier(self, name: object) -> tuple[str, Path] | None:
+        """Return kind and directory of a tier that the engine uses."""
+        found = self.cache.tier(name) if isinstance(name, str) else None
+        return None if found is None else (found.kind, found.path)
 
     def _facts(self, row: Row) -> CachedRow:
         identity = next(
             one for one, space in self.cache._namespaces.items() if space.space is row.space
         )
         tokens = _tokens_of(row)
+        tier = tier_of(row)
         meta = kvc.Meta(
             save_reason=row.reason if row.reason in kvc.REASONS else "unknown",
             quant_bits=0,
@@ -175,12 +205,14 @@ class CacheSource:
         )
         return CachedRow(
             key=row.key,
-            tier="ram",
+            tier=tier.kind,
             size=row.nbytes,
             used=row.used,
             refcount=row.pins,
             header=kvc.header(meta, row.nbytes),
-            location=(Atom("ram"),),
+            location=(Atom(tier.kind), os.fsencode(tier.path))
+            if isinstance(tier, FileTier)
+            else (Atom(tier.kind),),
             tokens=tokens,
             hits=row.hits,
         )

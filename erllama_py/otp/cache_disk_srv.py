@@ -87,7 +87,7 @@ def save(server: Any, meta: Mapping[str, Any], payload: bytes) -> tuple[bytes, b
     :raises ErllamaError: ``{missing_key, K}``, ``quota_exceeded``, the system's reason.
     """
     here = index()
-    where = here.servers.find(server)
+    where = here.server(server)
     facts = meta_of(meta)
     saved = where.rows.save(facts, _payload(payload))
     here.saved(where, saved, facts.tokens)
@@ -154,7 +154,7 @@ def load(server: Any, key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
         payload together.
     """
     here = index()
-    where = here.servers.find(server)
+    where = here.server(server)
     path = os.fsencode(where.rows.path_of(key_argument(key)))
     try:
         found = where.rows.load(key)
@@ -176,7 +176,7 @@ def delete(server: Any, key: bytes) -> Atom:
     :return: ``ok``, where there is none too.
     """
     here = index()
-    where = here.servers.find(server)
+    where = here.server(server)
     where.rows.delete(key_argument(key))
     here.forget(key, os.fsencode(where.rows.path_of(key)))
     return _OK
@@ -184,7 +184,7 @@ def delete(server: Any, key: bytes) -> Atom:
 
 def dir(server: Any) -> bytes:  # noqa: A001 - the original's name
     """Return a server's directory."""
-    return os.fsencode(index().servers.find(server).rows.dir)
+    return os.fsencode(index().server(server).rows.dir)
 
 
 def scan(server: Any) -> list[tuple[bytes, bytes, int]]:
@@ -195,7 +195,7 @@ def scan(server: Any) -> list[tuple[bytes, bytes, int]]:
     """
     _drop_abandoned()
     here = index()
-    entries = here.rescan(here.servers.find(server))
+    entries = here.rescan(here.server(server))
     return [(one.key, one.header, one.size) for one in entries]
 
 

@@ -102,7 +102,7 @@ def set_max_concurrent(limit: int) -> Atom:
 
 def _save(server: Any, tier: Any, meta: Mapping[str, Any], payload: bytes, holder: object) -> bytes:
     here = index()
-    where = here.servers.find(server)
+    where = here.server(server)
     facts = meta_of(meta)
     key = kvc.key_of(facts)
     try:

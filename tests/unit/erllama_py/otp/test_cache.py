@@ -86,7 +86,8 @@ def key_of(*tokens: int) -> bytes:
 
 
 def rows_in(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir())
+    """Names of rows, finished or not; the engine's own files are there too."""
+    return sorted(entry.name for entry in path.iterdir() if ".kvc" in entry.name)
 
 
 # -- the engine's rows --------------------------------------------------------------------
@@ -372,6 +373,32 @@ def test_servers_have_names_pids_and_directories(lab: Lab, tmp_path: Path):
     with pytest.raises(ModelGone) as caught:
         cache_disk_srv.load("c", KEY)
     assert caught.value.reason == "noproc"
+
+
+def test_the_engine_saves_to_a_server_that_was_started(lab: Lab, disk: Atom, tmp_path: Path):
+    tier = lab.cache.tier(disk)
+    assert tier is not None
+    assert (tier.kind, tier.path) == ("disk", tmp_path / "rows")
+
+
+def test_a_row_of_the_engine_in_files(lab: Lab, disk: Atom, tmp_path: Path):
+    lab.space.home = lab.cache.tier(disk)
+    key = lab.request([1] * 10, logits=False).key
+    assert lab.cache.flush(30)
+    cache.evict_bytes(10**9, ["ram"])
+    row = cache_meta_srv.dump(key)
+    assert (row[1], row[7]) == ("disk", ("disk", os.fsencode(tmp_path / "rows")))
+    assert reason(cache_disk_srv.load, disk, key) == "model_not_loaded"
+    assert cache.gc() == ("evicted", 1)
+    assert cache_disk_srv.load(disk, key) == "miss"
+
+
+def test_a_tier_of_the_engine_is_a_server(lab: Lab, tmp_path: Path):
+    lab.cache.add_tier("ram_file", "theirs", tmp_path / "theirs", 1 << 20)
+    assert cache_disk_srv.dir(Atom("theirs")) == os.fsencode(tmp_path / "theirs")
+    key = cache_ramfile_srv.save("theirs", META, b"payload")[0]
+    assert cache_meta_srv.lookup_exact(key)[1] == "ram_file"
+    assert reason(cache_ramfile_srv.save, "theirs", meta_of(9), bytes(1 << 19)) == "quota_exceeded"
 
 
 def test_a_restarted_server_finds_its_rows_and_their_hits(lab: Lab, disk: Atom, tmp_path: Path):
