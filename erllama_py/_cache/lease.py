@@ -105,6 +105,7 @@ class Found(NamedTuple):
     label: str | None
     tip: Node
     row: Row | None
+    gated: int = 0
 
 
 class Lease:
@@ -127,6 +128,8 @@ class Lease:
     """Of position ``keep - 1``; only for an exact hit.  The KV ends there too."""
     label: str | None
     """``bit`` where the hit is identical to a cold run's state, else ``token``; None cold."""
+    gated: int
+    """Tokens that are there but quicker to compute than to restore."""
     tiers: Counter[str]
     """Tokens to be restored by the kind of tier they come from."""
     captured: int
@@ -148,6 +151,7 @@ class Lease:
         self.prefix_len = found.prefix_len
         self.keep = found.keep
         self.label = found.label
+        self.gated = found.gated
         needed = [payload for payload in found.payloads if payload.node.start < found.keep]
         self._restoring = needed
         self.pieces = [

@@ -334,11 +334,8 @@ class Mover:
             self._free_all()
 
     def _remove_idle(self, tier: FileTier) -> bool:
-        """Remove the oldest file of a model that is not loaded."""
-        for _, number, _ in tier.directory.idle()[:1]:
-            tier.directory.remove(number)
-            return True
-        return False
+        """Remove the oldest file of a model that is not loaded; False if there is none."""
+        return any(tier.directory.remove(number) > 0 for _, number, _ in tier.directory.idle())
 
     def _commit(self, tier: FileTier, batch: list[Write]) -> None:
         try:

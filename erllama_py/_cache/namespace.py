@@ -150,8 +150,7 @@ class Namespace:
                 payloads, logits = same.payloads, row.logits
                 return Found("exact", length, length, payloads, logits, "bit", same.tip, row)
         match = index.search(self.space, tokens, want)
-        if worth is not None:
-            _cut_to_worth(match, worth)
+        gated = _cut_to_worth(match, worth) if worth is not None else 0
         if row is not None and match.length == length and not want.bit:
             keep = length if row.logits else length - 1
             label = "token"
@@ -164,13 +163,14 @@ class Namespace:
             keep = 0 if match.payloads and match.payloads[0].node.whole else aligned
         via = "resume" if resumes else "longest_prefix"
         if keep <= 0 or (keep < floor and not resumes):
-            return Found("cold", 0, 0, (), None, None, self.capture_tip(tokens, want), None)
+            tip = self.capture_tip(tokens, want)
+            return Found("cold", 0, 0, (), None, None, tip, None, gated)
         pure = keep == aligned and all(
             p.grade == want.whole for p in match.payloads if p.node.start < keep
         )
         label = "bit" if pure else "token"
         tip = self.capture_tip(tokens, want) if want.bit else match.tip
-        return Found(via, keep, keep, match.payloads, None, label, tip, None)
+        return Found(via, keep, keep, match.payloads, None, label, tip, None, gated)
 
     def capture_tip(self, tokens: bytes, want: Want) -> Node:
         """Return where a request that may compute canonically starts to capture.
@@ -258,10 +258,16 @@ class Namespace:
             for payloads that are only suspected.
         :return: how many were still there.
         """
+        index = self.shared.index
         with self.shared.lock:
-            dropped = sum(self.shared.index.quarantine(one) for one in node_ids)
+            dropped = damaged = 0
+            for one in node_ids:
+                payload = index.payloads.get(one)
+                # Another live process may have reused the room: gone, not damaged.
+                damaged += payload is not None and payload.tier.ours
+                dropped += index.quarantine(one)
             if corrupt:
-                self.shared.counters.add("corrupt_files", dropped)
+                self.shared.counters.add("corrupt_files", damaged)
             self.shared.settle()
         return dropped
 
@@ -289,11 +295,12 @@ class Namespace:
         return new
 
 
-def _cut_to_worth(match: Match, worth: Callable[[Sequence[Payload]], int]) -> None:
-    """Shorten a match to what is quicker to restore than to compute."""
-    count = worth(match.payloads)
+def _cut_to_worth(match: Match, worth: Callable[[Sequence[Payload]], int]) -> int:
+    """Shorten a match to what is quicker to restore than to compute; return by how much."""
+    before, count = match.length, worth(match.payloads)
     if count < len(match.payloads):
         match.length = match.payloads[count].node.start
         del match.payloads[count:]
         while match.tip.end > match.length and match.tip.parent is not None:
             match.tip = match.tip.parent
+    return before - match.length

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from erllama_py._cache.counters import Counters
+from erllama_py._cache.divergence import Divergence, diverge, others
 from erllama_py._cache.filetier import FileTier
 from erllama_py._cache.loading import load
 from erllama_py._cache.mover import Mover
@@ -171,7 +172,7 @@ class Cache:
         if known is not None:
             return (*known, False)
         for tier in self._shared.files:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(KeyError, OSError):
                 return (*tier.directory.descriptor(number), True)
         raise KeyError(number)
 
@@ -229,6 +230,22 @@ class Cache:
         """Close a forked child's copies of the files; the locks on them are the parent's."""
         for tier in self._shared.files:
             tier.directory.abandon()
+
+    # -- why ---------------------------------------------------------------------------
+
+    def diverge(self, namespace: Namespace, tokens: bytes) -> Divergence:
+        """Return where a prompt leaves the cached tokens nearest to it."""
+        with self._shared.lock:
+            return diverge(namespace.space, tokens)
+
+    def elsewhere(self, namespace: Namespace, tokens: bytes) -> list[dict[str, Any]]:
+        """Return where more of a prompt is cached under another key.
+
+        Each has ``shared`` (tokens) and ``differs`` (field to the pair of values, ours
+        first), the longest first.
+        """
+        with self._shared.lock:
+            return others(list(self._namespaces.values()), tokens, namespace)
 
     # -- views ------------------------------------------------------------------------
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from erllama_py._backends.base import BLOCK, BackendInfo
+from erllama_py._cache.grade import streamed, whole_chunk
 from erllama_py._cache.lease import Lease, NewLogits, Tail
 from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.policy import should_finish_save
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache
+from erllama_py._engine import explain
 from erllama_py._engine.frames import (
     Captured,
     Done,
@@ -29,6 +32,7 @@ from erllama_py._engine.frames import (
     Plan,
     Restored,
     Saved,
+    SavedWhole,
     Segment,
     Stored,
 )
@@ -89,15 +93,13 @@ class ModelCache:
 
     def attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
         """Serve a process that has just loaded."""
-        if not (self._config.caching and info.blocks):
+        if not (self._config.caching and (info.blocks or info.whole_rows)):
             return
         self._chunk = chunk
         self._threads = info.n_threads
         self._sizes = (info.block_bytes, info.logits_bytes)
-        self._targets = (
-            info.n_batch // BLOCK + info.n_seq_max + SPARE_BLOCKS,
-            2 * info.n_seq_max + SPARE_BLOCKS,
-        )
+        blocks = info.n_batch // BLOCK + info.n_seq_max + SPARE_BLOCKS if info.blocks else 0
+        self._targets = (blocks, 2 * info.n_seq_max + SPARE_BLOCKS)
         self._segments.clear()
         engine = {**info.identity, "file": self._file, "backend": info.backend}
         self.namespace = self._cache.namespace(
@@ -209,6 +211,7 @@ class ModelCache:
         assert namespace is not None
         again = frame.resume is not None
         tokens = request.tokens.tobytes() if frame.resume is None else frame.resume
+        began = time.perf_counter_ns()
         lease = namespace.lookup(
             tokens,
             parent_key=None if again else request.parent_key,
@@ -245,6 +248,48 @@ class ModelCache:
             request.exactness = lease.label
             request.tiers = dict(lease.tiers)
         life.send(self._plan(frame.id, lease))
+        if not again:
+            exactness = "bit" if request.options.bit else "token"
+            took = time.perf_counter_ns() - began
+            request.lookup = self._record(namespace, tokens, lease, exactness, took)
+
+    def _record(
+        self, namespace: Namespace, tokens: bytes, lease: Lease, exactness: str, took_ns: int
+    ) -> explain.Lookup:
+        """Keep what a lookup found, for who asks why."""
+        exact = lease.kind == "exact"
+        return explain.Lookup(
+            tokens=tokens,
+            kind=lease.kind,
+            via=lease.via,
+            prefix_len=lease.prefix_len,
+            exactness=lease.label,
+            wanted=exactness,
+            tiers=dict(lease.tiers),
+            floor=self._policy.min_tokens,
+            took_ns=took_ns,
+            divergence=None if exact else self._cache.diverge(namespace, tokens),
+            others=[] if exact else self._cache.elsewhere(namespace, tokens),
+            gated=lease.gated,
+        )
+
+    def explain(self, tokens: bytes, exactness: str) -> explain.Lookup | None:
+        """Return what a lookup would find now; None where nothing is cached for this model."""
+        namespace = self.namespace
+        if namespace is None:
+            return None
+        began = time.perf_counter_ns()
+        with namespace.lookup(
+            tokens,
+            exactness=exactness,
+            chunk=self._chunk,
+            threads=self._threads,
+            floor=self._policy.min_tokens,
+            counted=False,
+            worth=None if exactness == "bit" else self.gate.worth,
+        ) as lease:
+            took = time.perf_counter_ns() - began
+            return self._record(namespace, tokens, lease, exactness, took)
 
     def _plan(self, number: int, lease: Lease) -> Plan:
         return Plan(
@@ -324,6 +369,31 @@ class ModelCache:
         lease.add_row(
             request.tokens[: frame.length].tobytes(), frame.reason, tail=tail, logits=logits
         )
+
+    def saved_whole(self, request: Request, frame: SavedWhole, fd: int) -> None:
+        """Enter a row whose KV is one payload; takes over the descriptor."""
+        self._cache.counters.add("pack_total_ns", frame.pack_ns)
+        lease, namespace = request.lease, self.namespace
+        logits = None
+        if frame.logits:
+            with self._lock:
+                self._logits.discard(frame.logits.extent)
+            logits = NewLogits(frame.logits.extent, frame.logits.crc, frame.canonical)
+        try:
+            extent = self._cache.reserve(frame.nbytes) if lease and namespace else None
+            if extent is not None:
+                os.preadv(fd, [self._cache.view(extent)[: frame.nbytes]], 0)
+        finally:
+            os.close(fd)
+        if lease is None or namespace is None:
+            if logits:
+                self._cache.release(logits.extent)
+            return
+        tokens = request.tokens[: frame.length].tobytes()
+        if extent is not None:
+            grade = whole_chunk(self._chunk) if frame.canonical else streamed(self._threads)
+            namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc)
+        lease.add_row(tokens, frame.reason, logits=logits)
 
     def finish_key(self, request: Request, frame: Done) -> bytes | None:
         """Return the key of the whole context, and announce its row where one follows.

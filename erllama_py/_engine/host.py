@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,8 +50,10 @@ from erllama_py._engine.frames import (
     Refused,
     Restored,
     Saved,
+    SavedWhole,
     Stop,
     Token,
+    Trace,
 )
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
@@ -298,8 +301,11 @@ class ModelHost:
 
     def _read(self, life: Life) -> None:
         try:
-            for frame, _ in life.channel.frames():
-                self._handle(life, frame)
+            for frame, fd in life.channel.frames():
+                if fd is None:
+                    self._handle(life, frame)
+                else:
+                    self._handle_descriptor(frame, fd)
         except Exception:
             # A frame that cannot be read or handled: this life is not to be trusted.
             logging.getLogger(__name__).exception("model %s: protocol failure", self.id)
@@ -338,6 +344,18 @@ class ModelHost:
                 life.channel.shutdown()
             case _:
                 raise ChannelClosed(f"unexpected {type(frame).__name__} from the model")
+
+    def _handle_descriptor(self, frame: AnyFrame, fd: int) -> None:
+        """Handle a frame that came with anonymous memory, which is ours to close."""
+        request = self._requests.get(frame.id) if isinstance(frame, SavedWhole | Trace) else None
+        if request is None:
+            os.close(fd)
+        elif isinstance(frame, SavedWhole):
+            self.cache.saved_whole(request, frame, fd)
+            self.cache.replenish()
+        elif isinstance(frame, Trace):
+            with open(fd, "rb") as memory:
+                request.trace = memory.read(frame.rows * self.info.logits_bytes)
 
     def _handle_request(self, life: Life, request: Request, frame: AnyFrame) -> None:
         match frame:

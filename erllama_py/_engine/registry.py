@@ -58,12 +58,8 @@ class Core:
         """
         with self._lock:
             if self._pressure is None:
-                self._pressure = PressureScheduler(self._evict_bytes, environment_config())
+                self._pressure = PressureScheduler(self.cache.evict_bytes, environment_config())
             return self._pressure
-
-    def _evict_bytes(self, target: int, tiers: tuple[str, ...]) -> tuple[int, int]:
-        """Free bytes of the tiers there are: memory."""
-        return self.cache.evict_bytes(target) if "ram" in tiers else (0, 0)
 
     def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
         """Load a model and return its id, made up where none is given.

@@ -117,6 +117,7 @@ PURE = (
     "erllama_py._cache.queue",
     "erllama_py._cache.reservations",
     "erllama_py._cache.row",
+    "erllama_py._cache.tier",
     "erllama_py._cache.trie",
     "erllama_py._engine.stops",
     "erllama_py._engine.utf8",
