@@ -56,9 +56,10 @@ class Core:
 
         :raises ErllamaError: ``ERLLAMA_SCHEDULER`` is set to what cannot be.
         """
+        cache = self.cache  # outside: it takes the lock itself
         with self._lock:
             if self._pressure is None:
-                self._pressure = PressureScheduler(self.cache.evict_bytes, environment_config())
+                self._pressure = PressureScheduler(cache.evict_bytes, environment_config())
             return self._pressure
 
     def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
