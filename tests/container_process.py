@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from erllama_py._cache.directory import Entry, Spot
-from tests.containers import number_of, opened, put
+from tests.containers import content, number_of, opened, payload, put
 
 
 def main() -> None:
@@ -36,7 +36,11 @@ def main() -> None:
         elif command == "drop":
             directory.drop_empty()
         elif command == "there":
-            answer = [one for one, item in there.items() if directory.holds(*item)]
+            answer = [
+                one
+                for one, (spot, entry) in there.items()
+                if payload(directory, spot, entry) == content(one, entry.nbytes)
+            ]
         print(*answer, flush=True)  # noqa: T201 - this is how it talks
 
 

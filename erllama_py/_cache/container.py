@@ -47,7 +47,18 @@ class Container:
     """A file that is open here.  ``fd`` is its descriptor, with the lock if ``owned``."""
 
     __slots__ = (
-        *("doomed", "fd", "head", "number", "owned", "path", "pending", "room", "seen"),
+        *(
+            "doomed",
+            "fd",
+            "head",
+            "number",
+            "owned",
+            "path",
+            "pending",
+            "room",
+            "seen",
+            "seen_mtime",
+        ),
         *("size", "slots", "spots", "unzeroed", "users", "written"),
     )
 
@@ -73,6 +84,8 @@ class Container:
         """Pending rows that could not be zeroed yet."""
         self.seen: dict[int, bytes] = {}
         """Rows of a file of somebody else's as they were read last."""
+        self.seen_mtime = -1.0
+        """That file's time of change when they were."""
         self.users = 0
         """Calls that use ``fd`` now, without the directory's lock."""
         self.doomed = False
@@ -227,14 +240,6 @@ class Container:
                     found.append((Spot(self.number, slot, offset, size), entry))
         self.seen = seen
         return found
-
-    def holds(self, spot: Spot, entry: Entry) -> bool:
-        """Whether the row still says that this entry is there."""
-        row = bytearray(self.head.row_bytes)
-        if read_at(self.fd, row, self.head.row_at(spot.slot)) < len(row):
-            return False
-        expected = pack_row(self.head, spot.slot, entry, spot.offset, spot.size)
-        return row[:4] == expected[:4] and row[4:-8] == expected[4:-8]
 
     def punch(self, spot: Spot) -> None:
         """Give the bytes of a spot back to the file system, where it can."""

@@ -69,6 +69,9 @@ _FEWEST_FILES: Final = 8
 _MOST_FILES: Final = 256
 """And at most about so many: each takes a descriptor."""
 
+_CLOCK_S: Final = 2.0
+"""A file that changed longer ago than any file system's clock ticks has not changed since."""
+
 
 class _Known(NamedTuple):
     """A file in the directory."""
@@ -156,7 +159,7 @@ class Directory:
             for path, known in files:
                 if known.head and known.head.digest == digest and known.head.block == self.block:
                     with contextlib.suppress(OSError, Damaged, Foreign):
-                        found += self._visit(path, known.number)
+                        found += self._visit(path, known)
             return found
 
     @property
@@ -319,18 +322,6 @@ class Directory:
         try:
             with self._using(spot.file) as one:
                 return read_at(one.fd, memoryview(buffer)[:nbytes], spot.offset) == nbytes
-        except OSError:
-            return False
-
-    def holds(self, spot: Spot, entry: Entry) -> bool:
-        """Whether the entry is still there, which its owner may have freed since.
-
-        For files of other processes: what fails its checksum and is not there any more is
-        not damaged, it is gone.
-        """
-        try:
-            with self._using(spot.file) as one:
-                return one.holds(spot, entry)
         except OSError:
             return False
 
@@ -558,8 +549,9 @@ class Directory:
                     os.unlink(item.path)  # noqa: PTH108 - the entry has a str
                 os.close(fd)
 
-    def _visit(self, path: Path, number: int) -> list[tuple[Spot, Entry, bool]]:
+    def _visit(self, path: Path, known: _Known) -> list[tuple[Spot, Entry, bool]]:
         """Take a file over if nobody has it, else look at it; return what is new."""
+        number = known.number
         with self._lock:
             one = self._open.get(number)
         if one is not None and one.owned:
@@ -576,6 +568,9 @@ class Directory:
                 raise
             with self._lock:
                 self._open[number] = one
+        if known.mtime == one.seen_mtime and time.time() - known.mtime > _CLOCK_S:
+            return []
+        one.seen_mtime = known.mtime
         return [(*item, False) for item in one.news()]
 
     def _adopt(

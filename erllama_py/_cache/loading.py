@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from erllama_py._cache.queue import used_before
 from erllama_py._cache.row import Row
 from erllama_py._cache.trie import TOKEN_BYTES, Blob, Node, address, covering, tokens_upto
 
@@ -89,7 +90,7 @@ class _Loader:
         node = self.index.adopt(parent, entry.tokens, entry.grade, blob, self._used(entry))
         if node is None:
             return False
-        node.heat += entry.hits
+        used_before(node, entry.hits)
         if len(node.tokens) == self.space.step:
             self.nodes[address(node)] = node
         return True
@@ -146,7 +147,7 @@ class _Loader:
             return None
         row = self.index.adopt_row(self.space, entry.key, node, entry.length, self._used(entry))
         row.reason, row.hits, row.created = entry.reason, entry.hits, entry.created
-        row.heat += entry.hits
+        used_before(row, entry.hits)
         return row
 
 

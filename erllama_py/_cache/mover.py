@@ -5,6 +5,10 @@ a power cut takes no more than the last moments.  *Demote*: it is written when m
 needed for something else.  And one way up: *promote*, a payload that was restored from a
 file is read into memory, where the next restore is quicker.
 
+Besides, on the same thread: uses are noted in files, so that what is worth keeping is still
+known after a restart; and after a lookup that found too little, what other processes have
+added to a shared directory since is read in, for the next one.
+
 A chain is written from its front: a node only after its parent, so that what a file
 tier holds can be reached from position 0 when it is read in again.
 
@@ -19,12 +23,13 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from erllama_py._cache.blockfile import Entry
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.queue import uses_of
 from erllama_py._cache.row import Logits, Row
 from erllama_py._cache.tier import RAM
 from erllama_py._cache.trie import TOKEN_BYTES, Blob, Node, Payload, address
@@ -45,6 +50,12 @@ BATCH_BYTES: Final = 32 << 20
 SETTLE_S: Final = 0.2
 """How long a new payload waits before it is written: a tail is often replaced by a block,
 and logits by better ones, within moments."""
+
+USES_S: Final = 5.0
+"""How long uses are collected before they are noted in files: they are only a hint."""
+
+REFRESH_S: Final = 1.0
+"""How often a namespace is looked for in files that other processes write."""
 
 _NO_KEY: Final = bytes(32)
 _SILENCE_S: Final = 60.0
@@ -72,10 +83,20 @@ class Mover:
 
     :param save: write what is stored soon; else only what memory has no room for.
     :param promote: read what was restored from a file into memory.
+    :param refresh: reads in what others have added for a namespace.
     """
 
-    def __init__(self, shared: Shared, *, save: bool, demote: bool, promote: bool) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        refresh: Callable[[Namespace], None],
+        *,
+        save: bool,
+        demote: bool,
+        promote: bool,
+    ) -> None:
         self._shared = shared
+        self._refresh = refresh
         self._save = save
         self._demote = demote
         self._promote = promote
@@ -83,12 +104,16 @@ class Mover:
         self._jobs: collections.deque[Job] = collections.deque()
         self._promotions: collections.deque[Payload] = collections.deque()
         self._frees: collections.deque[tuple[FileTier, Spot]] = collections.deque()
+        self._uses: dict[Payload | Row, None] = {}
+        self._misses: dict[Namespace, None] = {}
+        self._refreshed: dict[Namespace, float] = {}
         self._spaces: dict[Node, Namespace] = {}
         self._refused: set[Payload | Row | Logits] = set()
         """What could not be written when memory had to be freed."""
         self._working = threading.Lock()
         """Held while a batch is being moved."""
         self._silent_until = 0.0
+        self._noted = 0.0
         self._hurry = 0
         self._closed = False
         self.dropped = 0
@@ -117,6 +142,23 @@ class Mover:
             self._promotions.extend(p for p in payloads if p.live and p.extent is None)
             if self._promotions:
                 self._poke()
+
+    def used(self, item: Payload | Row) -> None:
+        """Something was found and used.  The cache's lock is held."""
+        self._uses[item] = None
+        if len(self._uses) == 1:
+            self._poke()
+
+    def missed(self, namespace: Namespace) -> None:
+        """A lookup found less than it asked for; perhaps another process has the rest."""
+        if time.monotonic() - self._refreshed.get(namespace, 0.0) >= REFRESH_S:
+            self._misses[namespace] = None
+            self._poke()
+
+    @property
+    def queued(self) -> int:
+        """Payloads and rows waiting to be written."""
+        return len(self._jobs)
 
     def free(self, tier: FileTier, place: Any) -> None:
         """Have a place in a file freed.  The cache's lock is held."""
@@ -171,7 +213,7 @@ class Mover:
             self._hurry += 1
             self._wake.notify_all()
         try:
-            while self._jobs or self._promotions or self._frees or self._working.locked():
+            while self._busy() or self._working.locked():
                 if not self._thread.is_alive() or (ends and time.monotonic() > ends):
                     return False
                 time.sleep(0.002)
@@ -179,6 +221,9 @@ class Mover:
             with self._wake:
                 self._hurry -= 1
         return True
+
+    def _busy(self) -> bool:
+        return bool(self._jobs or self._promotions or self._frees or self._uses or self._misses)
 
     def close(self, timeout_s: float) -> None:
         """Write what is queued, as far as the time goes, and end the thread."""
@@ -194,13 +239,15 @@ class Mover:
         while True:
             with self._wake:
                 while not (self._closed or self._due()):
-                    self._wake.wait(SETTLE_S if self._jobs else None)
+                    self._wake.wait(self._pause())
                 if self._closed:
                     return
             try:
                 with self._working:
                     self._round()
                 # Not inside: memory for them may have to be freed by saving something.
+                while self._misses:
+                    self._look_again(next(iter(self._misses)))
                 while self._promotions:
                     try:
                         self._read(self._promotions[0])
@@ -210,14 +257,25 @@ class Mover:
                 # Files may fail in ways nobody thought of; the cache in memory goes on.
                 _log.exception("moving payloads between memory and files failed")
 
+    def _pause(self) -> float | None:
+        if self._jobs:
+            return SETTLE_S
+        return USES_S if self._uses else None
+
     def _due(self) -> bool:
-        if self._frees or self._promotions:
+        if self._frees or self._promotions or self._misses:
             return True
-        return bool(self._jobs) and (self._hurry > 0 or self._jobs[0].due <= time.monotonic())
+        now = time.monotonic()
+        if self._uses and (self._hurry > 0 or now - self._noted >= USES_S):
+            return True
+        return bool(self._jobs) and (self._hurry > 0 or self._jobs[0].due <= now)
 
     def _round(self) -> None:
         self._free_all()
         now = time.monotonic()
+        if self._uses and (self._hurry or now - self._noted >= USES_S):
+            self._noted = now
+            self._note_uses()
         jobs = []
         while self._jobs and (self._hurry or self._jobs[0].due <= now):
             jobs.append(self._jobs.popleft())
@@ -233,6 +291,21 @@ class Mover:
             tier.directory.free(spots)
         if freed:
             self._shared.measure_files()
+
+    def _note_uses(self) -> None:
+        now = int(time.time())
+        with self._shared.lock:
+            uses, self._uses = self._uses, {}
+            notes = [note for item in uses if item.live for note in _notes_of(item)]
+        for tier, spot, hits in notes:
+            tier.directory.touch(spot, hits, now)
+
+    def _look_again(self, namespace: Namespace) -> None:
+        self._refreshed[namespace] = time.monotonic()
+        try:
+            self._refresh(namespace)
+        finally:
+            self._misses.pop(namespace, None)
 
     # -- writing ------------------------------------------------------------------------
 
@@ -420,6 +493,15 @@ def _saved(item: Payload | Row | Logits) -> bool:
     return any(isinstance(tier, FileTier) for tier in places)
 
 
+def _notes_of(item: Payload | Row) -> list[tuple[FileTier, Spot, int]]:
+    """Return where the uses of something are to be noted, and how many."""
+    if isinstance(item, Payload):
+        hits, places = uses_of(item.node), item.places
+    else:
+        hits, places = item.hits, item.records
+    return [(tier, spot, hits) for tier, spot in places.items() if isinstance(tier, FileTier)]
+
+
 def _block_entry(payload: Payload) -> Entry:
     """Describe a payload.  A sequence in one piece has its tokens before its KV."""
     node = payload.node
@@ -439,7 +521,7 @@ def _block_entry(payload: Payload) -> Entry:
         reason="",
         canonical=0,
         created=int(time.time()),
-        hits=int(node.heat),
+        hits=uses_of(node),
         used=int(time.time()),
     )
 

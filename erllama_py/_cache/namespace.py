@@ -102,6 +102,9 @@ class Namespace:
                 shared.counters.incr(COUNTER_OF[found.via])
             lease = Lease(self, tokens, want, found, counted=counted)
             self._touch(found, parent_key)
+            left = len(tokens) // TOKEN_BYTES - found.prefix_len
+            if shared.mover is not None and left >= shared.index.block:
+                shared.mover.missed(self)
             return lease
 
     def probe(
@@ -204,6 +207,11 @@ class Namespace:
         if row is not None:
             row.hits += 1
             index.touch_row(row, now, 1.0)
+        mover = self.shared.mover
+        if mover is not None and row is not None:
+            mover.used(row)
+        if mover is not None and found.keep:
+            mover.used(found.payloads[-1])
         if found.keep and (row is None or row.node is not found.payloads[-1].node):
             index.touch(found.payloads[-1].node, now, 1.0)
 

@@ -25,9 +25,9 @@ from typing import Final
 
 from erllama_py._cache.row import Logits, Row
 from erllama_py._cache.tier import RAM, Tier
-from erllama_py._cache.trie import Node
+from erllama_py._cache.trie import NEW, Node
 
-__all__ = ("HALF_LIFE_NS", "EvictionQueue", "used", "worth")
+__all__ = ("HALF_LIFE_NS", "EvictionQueue", "used", "used_before", "uses_of", "worth")
 
 HALF_LIFE_NS: Final = 600_000_000_000
 """Ten minutes: a prompt used forty times outlives newer ones by almost an hour."""
@@ -46,6 +46,17 @@ def used(item: Node | Row, now: int, uses: float) -> None:
     item.heat = item.heat * 2.0 ** (-age / HALF_LIFE_NS) + uses
     item.used = max(item.used, now)
     item.score = max(item.score, now + worth(item.heat))
+
+
+def used_before(item: Node | Row, uses: int) -> None:
+    """Score an item of an earlier life, whose last use is known, by its uses there."""
+    item.heat = NEW + uses
+    item.score = max(item.score, item.used + worth(item.heat))
+
+
+def uses_of(item: Node | Row) -> int:
+    """Return an item's uses for :func:`used_before` in a later life."""
+    return max(0, int(item.heat - NEW))
 
 
 def worth(value: float) -> int:

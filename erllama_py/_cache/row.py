@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Any
 
 from erllama_py._cache.tier import Tier
-from erllama_py._cache.trie import Blob, Node, Payload
+from erllama_py._cache.trie import NEW, Blob, Node, Payload
 
 __all__ = ("Logits", "Row", "Space")
 
@@ -58,7 +58,7 @@ class Row:
         self.pins = 0
         self.hits = 0
         self.used = 0
-        self.heat = 2.0
+        self.heat = NEW
         self.score = 0
         self.live = True
 

@@ -114,7 +114,7 @@ class Cache:
         tier = FileTier(kind, name, path, quota, shared.numbers, **sizes)
         with self._loading:
             if shared.mover is None:
-                shared.mover = Mover(shared, **self._moves)
+                shared.mover = Mover(shared, self.refresh, **self._moves)
             with shared.lock:
                 shared.files = sorted([*shared.files, tier], key=lambda one: one.rank)
             for namespace in self._namespaces.values():
@@ -198,6 +198,8 @@ class Cache:
                 nbytes += tier.directory.remove(number)
         self._shared.release_idle()
         self.flush()
+        for tier in self._shared.files:
+            tier.directory.drop_empty()
         self._shared.measure_files()
         return rows, nbytes
 
@@ -250,7 +252,10 @@ class Cache:
     # -- views ------------------------------------------------------------------------
 
     def snapshot(self, limit: int = 100, offset: int = 0) -> dict[str, Any]:
-        """Return what views show: ``rows`` (last used first), ``tiers`` and ``blocks``.
+        """Return what views show: ``rows`` (last used first), ``tiers``, ``blocks``, ``saving``.
+
+        ``saving`` has what waits to be written to files (``queued``) and what was not
+        written for want of room (``dropped``).
 
         ====================  ===========================================================
         row key               value
@@ -312,6 +317,10 @@ class Cache:
                 "row_count": len(index.rows),
                 "tiers": [memory, *files],
                 "blocks": {"nodes": index.nodes, "payloads": len(index.payloads), **grades},
+                "saving": {
+                    "queued": shared.mover.queued if shared.mover else 0,
+                    "dropped": shared.mover.dropped if shared.mover else 0,
+                },
             }
 
 

@@ -50,6 +50,9 @@ __all__ = (
 TOKEN_BYTES: Final = 4
 _TOKEN_BITS: Final = 32
 
+NEW: Final = 2.0
+"""Uses that something new counts for."""
+
 _FEW: Final = 64
 """Up to so many siblings, looking at each beats asking for each possible length."""
 
@@ -119,9 +122,9 @@ class Node:
         """How many children are in a tier."""
         self.used = 0
         """Time of last use; an ancestor's may be older than its descendants'."""
-        self.heat = 2.0
-        """Uses, each counting less as it ages.  One is for being new: what was just stored
-        must not make room for the next, or nothing would ever be used."""
+        self.heat = NEW
+        """Uses, each counting less as it ages.  What is new counts as used: it must not
+        make room for the next, or nothing would ever be used."""
         self.score = 0
         """What eviction orders by, see :mod:`erllama_py._cache.queue`."""
         self.known_address: bytes | None = None

@@ -88,6 +88,8 @@ class ModelCache:
         self._life: Wire | None = None
         self._wanted = threading.Event()
         self.gate = Gate()
+        # The stub computes nothing, and restoring it is slower than that.
+        self._worth = None if config.backend_config.backend == "stub" else self.gate.worth
 
     # -- a process comes and goes ----------------------------------------------------------
 
@@ -220,7 +222,7 @@ class ModelCache:
             threads=self._threads,
             floor=0 if again else self._policy.min_tokens,
             counted=not again,
-            worth=None if request.options.bit else self.gate.worth,
+            worth=None if request.options.bit else self._worth,
         )
         with self._lock:
             # This may run on a timer's thread: meanwhile the request may have ended, or
@@ -286,7 +288,7 @@ class ModelCache:
             threads=self._threads,
             floor=self._policy.min_tokens,
             counted=False,
-            worth=None if exactness == "bit" else self.gate.worth,
+            worth=None if exactness == "bit" else self._worth,
         ) as lease:
             took = time.perf_counter_ns() - began
             return self._record(namespace, tokens, lease, exactness, took)

@@ -47,14 +47,15 @@ class Gate:
             self.restore_ns[kind] = _mean(self.restore_ns.get(kind), took_ns / nbytes)
 
     def worth(self, payloads: Sequence[Payload]) -> int:
-        """Return how many payloads, from the front, are quicker to restore than to compute."""
+        """Return how many payloads, from the front, to restore for the quickest prefill."""
         if self.prefill_ns is None or not self.restore_ns:
             return len(payloads)
-        best, restoring = 0, 0.0
+        best, most_saved, restoring = 0, 0.0, 0.0
         for count, payload in enumerate(payloads, 1):
             restoring += payload.nbytes * self.restore_ns.get(payload.tier.kind, 0.0)
-            if restoring < payload.node.end * self.prefill_ns:
-                best = count
+            saved = payload.node.end * self.prefill_ns - restoring
+            if saved > most_saved:
+                best, most_saved = count, saved
         if best < len(payloads):
             self.refused += 1
             if self.refused % _RETRY == 0:

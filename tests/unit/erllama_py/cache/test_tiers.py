@@ -196,6 +196,48 @@ def test_two_caches_on_one_directory_read_each_other(path):
     three.cache.close()
 
 
+def test_a_miss_has_what_others_added_read_in_for_the_next_lookup(path):
+    one, two = Lab(path=path), Lab(path=path)
+    one.request(PROMPT)
+    one.cache.flush()
+    assert two.lookup(PROMPT).kind == "cold"
+    assert two.cache.flush()
+    assert two.probe([*PROMPT, 99]) == len(PROMPT)
+    one.cache.close()
+    two.cache.close()
+
+
+def test_uses_are_known_after_a_restart(path):
+    """What was used often outlives what was stored after it, in another life too."""
+    quota = 1 << 18
+    lab = Lab(path=path, disk=quota)
+    often = [1] * 40
+    lab.request(often, logits=False)
+    lab.cache.flush()
+    for _ in range(6):
+        lab.request([*often, 5], logits=False)
+    lab.request([2] * 40, logits=False)
+    lab = reopened(lab, path, disk=quota)
+    assert lab.probe([*often, 5, 9]) == 41
+    number = 10
+    while lab.probe([2] * 41):
+        lab.request([number] * 40, logits=False)
+        assert lab.cache.flush()
+        lab.cache.evict_bytes(1 << 40, ["ram"])
+        number += 1
+    assert lab.probe([*often, 9]) == 40
+    lab.cache.close()
+
+
+def test_gc_gives_the_files_themselves_back(path):
+    lab = Lab(path=path)
+    lab.request(PROMPT)
+    lab.cache.flush()
+    assert list(path.glob("*.blk"))
+    lab.cache.gc()
+    assert not list(path.glob("*.blk"))
+
+
 def test_whole_sequences_hit_at_their_exact_length_only(path):
     lab = Lab(path=path)
     assert not lab.lookup(PROMPT).pieces

@@ -75,7 +75,7 @@ def test_model_info_has_the_sixteen_keys() -> None:
         ({"policy": {"min_tokens": "few"}}, ("invalid", "min_tokens", "few")),
         ({"fingerprint": b"short"}, ("invalid", "fingerprint", b"short")),
         ({"exactness": "roughly"}, ("invalid", "exactness", "roughly")),
-        ({"stub_opts": {"nonsense": []}, "tier": "disk"}, "not_supported"),
+        ({"tier": "disk", "tier_srv": "nobody"}, ("invalid", "tier_srv", "nobody")),
     ],
 )
 def test_a_bad_config_is_refused_and_leaves_the_id_free(config, reason) -> None:

@@ -147,7 +147,8 @@ def test_a_prompt_alone_leaves_one_row(peer: Peer) -> None:
 
 
 def test_a_preempted_request_goes_on_from_a_row_of_its_own() -> None:
-    with stub_peer(stub={"whole_rows": True}, n_ctx=512, n_seq_max=2) as peer:
+    slow = {"whole_rows": True, "step_delay_ms": 1.0}  # or the first is done before the second
+    with stub_peer(stub=slow, n_ctx=512, n_seq_max=2) as peer:
         peer.grant(blocks=0)
         for number in (1, 2):
             peer.submit(number, list(range(number * 1000, number * 1000 + 60)), 300)
