@@ -45,6 +45,7 @@ __all__ = (
     "embed",
     "evict",
     "find_models",
+    "flush",
     "infer",
     "last_cache_hit",
     "list_adapters",
@@ -375,6 +376,16 @@ def cache_snapshot(limit: int = 100, offset: int = 0) -> dict[str, Any]:
     """
     snapshot: dict[str, Any] = core().cache.snapshot(limit, offset)
     return snapshot
+
+
+def flush(timeout_s: float | None = None) -> bool:
+    """Wait until what is cached is in its file tier too; False if the time ran out.
+
+    Nothing needs this: saving goes on by itself, also for the last moments of the process.
+    It is for who wants to be sure, such as before a machine is switched off.
+    """
+    done: bool = core().cache.flush(timeout_s)
+    return done
 
 
 def vram_info() -> dict[str, int]:
