@@ -13,17 +13,14 @@ from pathlib import Path
 
 __all__ = ("default_threads", "usable_cores")
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
-
-def usable_cores() -> int:
-    """Return the cores that affinity and the cgroup's quota allow, at least 1."""
+def usable_cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the cores that affinity and the control groups' quotas allow, at least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
-    quota = _quota()
+    quota = _quota(proc, cgroups)
     if quota is not None:
         cores = min(cores, max(1, math.floor(quota)))
     return max(1, cores)
@@ -39,15 +36,44 @@ def default_threads() -> tuple[int, int]:
     return max(1, cores - 1), cores
 
 
-def _quota() -> float | None:
+def _quota(proc: Path, cgroups: Path) -> float | None:
+    """Return the cores that the tightest quota allows, of our group and those above it."""
     try:
-        limit, period = _CGROUP_V2.read_text().split()
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return None  # not Linux, or no /proc
+    found: list[float] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, read = cgroups, _quota_v2
+        elif "cpu" in controllers.split(","):
+            top, read = cgroups / "cpu", _quota_v1
+        else:
+            continue
+        # Inside a container the path may not exist below the mount, which then shows
+        # the container's own group: the walk up ends there.
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            quota = read(folder)
+            if quota is not None:
+                found.append(quota)
+            if folder == top:
+                break
+    return min(found, default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit_us = int((_CGROUP_V1 / "cpu.cfs_quota_us").read_text())
-        period_us = int((_CGROUP_V1 / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, ZeroDivisionError):
         return None
-    return limit_us / period_us if limit_us > 0 else None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        limit = int((folder / "cpu.cfs_quota_us").read_text())
+        return limit / int((folder / "cpu.cfs_period_us").read_text()) if limit > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
