@@ -7,10 +7,8 @@ the key and the value.
 
 from __future__ import annotations
 
-import os
-import tomllib
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import msgspec
@@ -23,22 +21,24 @@ from erllama_py._backends.base import (
     StubOptions,
 )
 from erllama_py._cache.policy import Policy
-from erllama_py._cache.quota import default_disk_quota, default_quota
 from erllama_py._machine.catalogue import resolve_model
 from erllama_py._machine.cpus import default_threads
+from erllama_py._machine.environment import Environment, Setting
+from erllama_py._machine.fingerprint import MODES
+from erllama_py._machine.gguf import GgufError, bits_of, quantisation
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
 
 __all__ = (
     "EVERYDAY_POLICY",
-    "CacheSettings",
     "GenerateOptions",
     "LoadConfig",
     "RequestOptions",
-    "cache_settings",
+    "environment",
     "invalid",
     "parse_load",
     "parse_request",
+    "policy_settings",
 )
 
 DEFAULT_INFER_TOKENS: Final = 64
@@ -55,6 +55,8 @@ EVERYDAY_POLICY: Final = {
 millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
 
 _MAX_ATOM_CHARS: Final = 255
+_MAX_SHARE: Final = 1e30
+"""Of a device in ``tensor_split``: the engine computes with 32-bit floats."""
 
 _BACKENDS: Final = {
     "erllama_model_llama": "llama",
@@ -71,7 +73,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     policy: Policy
     fingerprint: bytes | None
     """What the caller gave; ``None``: computed from the file."""
-    fingerprint_mode: str
+    fingerprint_mode: str | None
+    """What the caller or the environment named; ``None``: what is quick enough."""
     quant_type: str
     quant_bits: int
     ctx_params_hash: bytes
@@ -138,7 +141,11 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
                 "give the path of a GGUF file, or a known name such as 'smollm2'",
             )
         model_path = resolve_model(options["model_path"])
-    policy = Policy.from_map(_nested(options, "policy"))
+    environs = Environment()
+    policy = Policy.from_map(_nested(options, "policy"), environs.policy())
+    quant_type, quant_bits = _quantisation(options, model_path)
+    tier_srv = _text(options, "tier_srv", "")
+    _flag(options, "thinking_capable", default=False)
     tier = _choice(options, "tier", ("ram", "ram_file", "disk"), "ram")
     return LoadConfig(
         backend_config=BackendConfig(
@@ -150,15 +157,15 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         ),
         policy=policy,
         fingerprint=_digest(options, "fingerprint"),
-        fingerprint_mode=_choice(
-            options, "fingerprint_mode", ("safe", "gguf_chunked", "fast_unsafe"), "safe"
-        ),
-        quant_type=_text(options, "quant_type", "f16"),
-        quant_bits=_integer(options, "quant_bits", 16, 0, 255),
+        fingerprint_mode=_choice(options, "fingerprint_mode", MODES, "safe")
+        if "fingerprint_mode" in options
+        else environs.get("fingerprint_mode"),
+        quant_type=quant_type,
+        quant_bits=quant_bits,
         ctx_params_hash=_digest(options, "ctx_params_hash") or bytes(32),
         context_size=_integer(options, "context_size", 4096, 0, 1 << 31),
         tier=tier,
-        tier_srv="" if tier == "ram" else _text(options, "tier_srv", ""),
+        tier_srv="" if tier == "ram" else tier_srv,
         exactness=_choice(options, "exactness", ("token", "bit"), "token"),
         caching=_flag(options, "cache", default=True),
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
@@ -195,79 +202,23 @@ def parse_request(
     )
 
 
-class CacheSettings(msgspec.Struct, frozen=True):
-    """The cache of one core, from ``ERLLAMA_CACHE_*`` and ``[cache]`` in config.toml."""
+def environment() -> list[Setting]:
+    """Return the application environment, for whoever asks what is set, and where.
 
-    ram: int
-    """Bytes of shared memory; 0 stores nothing."""
-    disk: int
-    """Bytes of the default disk tier; 0 for none."""
-    disk_dir: Path
-    ram_file: int
-    """Bytes of a tier in files on tmpfs; 0 for none."""
-    ram_file_dir: Path
-    save: str
-    """When what is stored goes to a file tier: ``soon``, ``pressure`` (when memory is
-    needed), or ``off``."""
-    promote: bool
-    """Whether what was restored from a file is then kept in memory, too."""
+    Every key there is, with its value and where that comes from; a value that cannot be
+    has its ``error``.  Never raises, but where the file as a whole cannot be read.
 
-
-def cache_settings() -> CacheSettings:
-    """Read the cache's settings; the environment goes before the file.
-
-    :raises ErllamaError: one of them is not what it should be.
+    :raises ErllamaError: it is no TOML, or may not be read.
     """
-    given = _settings_file().get("cache", {})
-
-    def setting(name: str, variable: str) -> str:
-        text = os.environ.get(variable, "").strip()
-        return text or str(given.get(name, "")).strip()
-
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    disk_dir = Path(setting("dir", "ERLLAMA_CACHE_DIR") or caches / "erllama" / "kv")
-    ram_file_dir = setting("ram_file_dir", "ERLLAMA_CACHE_RAM_FILE_DIR")
-    save = setting("save", "ERLLAMA_CACHE_SAVE") or "soon"
-    if save not in ("soon", "pressure", "off"):
-        raise invalid("ERLLAMA_CACHE_SAVE", save, "soon, pressure or off")
-    promote = setting("promote", "ERLLAMA_CACHE_PROMOTE").lower() or "true"
-    if promote not in ("true", "false", "1", "0"):
-        raise invalid("ERLLAMA_CACHE_PROMOTE", promote, "true or false")
-    ram = setting("ram", "ERLLAMA_CACHE_RAM")
-    disk = setting("disk", "ERLLAMA_CACHE_DISK")
-    return CacheSettings(
-        ram=_bytes_of("ERLLAMA_CACHE_RAM", ram) if ram else default_quota(),
-        disk=_bytes_of("ERLLAMA_CACHE_DISK", disk) if disk else default_disk_quota(disk_dir),
-        disk_dir=disk_dir,
-        ram_file=_bytes_of(
-            "ERLLAMA_CACHE_RAM_FILE", setting("ram_file", "ERLLAMA_CACHE_RAM_FILE") or "0"
-        ),
-        ram_file_dir=Path(ram_file_dir or f"/dev/shm/erllama-{os.getuid()}"),  # noqa: S108
-        save=save,
-        promote=promote in ("true", "1"),
-    )
+    return Environment().all()
 
 
-def _settings_file() -> dict[str, Any]:
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    path = home / "erllama" / "config.toml"
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        return {}
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise invalid(
-            str(path), "its content", f"a TOML file that can be read ({error})"
-        ) from error
+def policy_settings() -> Policy:
+    """Return the policy of a load that says nothing about it.
 
-
-def _bytes_of(name: str, text: str) -> int:
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1].upper())
-    digits = text[:-1] if scale else text
-    if not digits.isdecimal():
-        raise invalid(name, text, "a number of bytes such as 512M")
-    return int(digits) * (scale or 1)
+    :raises ErllamaError: a variable or the file sets what cannot be.
+    """
+    return Policy.from_map({}, Environment().policy())
 
 
 # -- parts ------------------------------------------------------------------------------
@@ -284,12 +235,34 @@ def _backend(options: Mapping[str, Any]) -> str:
     return backend
 
 
+def _quantisation(options: Mapping[str, Any], path: str) -> tuple[str, int]:
+    """Return what the caller says of the weights, else what the file does, else (f16, 16).
+
+    Bits follow a type that was given.  A file that cannot be read is no error here: the
+    load fails with the reason, or, at the engine, with a better one.
+    """
+    given = _text(options, "quant_type", "")
+    if "quant_type" in options and not given:
+        raise invalid("quant_type", options["quant_type"], "a name such as q4_k_m")
+    bits = _integer(options, "quant_bits", 0, 0, 255) if "quant_bits" in options else None
+    found = None
+    if path and not given:
+        try:
+            found = quantisation(path)
+        except (OSError, GgufError):
+            found = None
+    name, nominal = (given, bits_of(given) or 16) if given else (found or ("f16", 16))
+    return name, nominal if bits is None else bits
+
+
 def _model_options(options: Mapping[str, Any]) -> ModelOptions:
     split = options.get("tensor_split", ())
-    if not isinstance(split, (list, tuple)) or len(split) > 16:
-        raise _badarg("tensor_split", split, "a list of at most 16 numbers")
-    if not all(_is_number(part) for part in split):
-        raise _badarg("tensor_split", split, "a list of at most 16 numbers")
+    if (
+        not isinstance(split, (list, tuple))
+        or len(split) > 16
+        or not all(_is_share(part) for part in split)
+    ):
+        raise _badarg("tensor_split", split, "a list of at most 16 numbers from 0")
     return ModelOptions(
         n_gpu_layers=_integer(options, "n_gpu_layers", -1, -1, (1 << 31) - 1),
         main_gpu=_integer(options, "main_gpu", 0, 0, (1 << 31) - 1),
@@ -307,11 +280,13 @@ def _context_options(options: Mapping[str, Any]) -> ContextOptions:
     if type(slots) is not int or not 0 <= slots <= 255:
         # llama.cpp takes 256 sequence ids; one of them is the cache's.
         raise _badarg("n_seq_max", slots, "a whole number from 1 to 255")
+    # Whatever it says, embeddings and completions both work.
+    _flag(options, "embeddings", default=False)
     types = ("f16", "f32", "bf16", "q4_0", "q5_0", "q5_1", "q8_0")
     flash = options.get("flash_attn", "auto")
     flash = {True: "true", False: "false"}.get(flash, flash) if isinstance(flash, bool) else flash
     return ContextOptions(
-        n_ctx=_integer(options, "n_ctx", 0, 0, 1 << 31),
+        n_ctx=_integer(options, "n_ctx", 0, 0, (1 << 31) - 1),
         n_batch=_integer(options, "n_batch", 512, 1, 1 << 24),
         n_ubatch=_integer(options, "n_ubatch", 512, 0, 1 << 24),
         n_seq_max=max(1, slots),
@@ -381,8 +356,9 @@ def _is_text(value: Any) -> TypeGuard[str | bytes]:
     return isinstance(value, (str, bytes)) and not isinstance(value, Atom)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_share(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= _MAX_SHARE and math.isfinite(value)
 
 
 def _number(options: Mapping[str, Any], key: str, active: Any) -> float | None:

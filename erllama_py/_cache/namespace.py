@@ -37,6 +37,11 @@ class Identity(msgspec.Struct, frozen=True):
     """What the engine says of itself, sorted; not part of keys, but of the namespace: a
     key from another engine's cache is a miss."""
 
+    @property
+    def fingerprint_mode(self) -> str:
+        """How the model's file was looked at: what ``file``, a mode and a digest, says."""
+        return dict(self.engine).get("file", "").partition(":")[0] or "safe"
+
 
 class Namespace:
     """Made by ``Cache.namespace``.  Thread-safe."""

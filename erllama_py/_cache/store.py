@@ -252,10 +252,12 @@ class Cache:
     # -- views ------------------------------------------------------------------------
 
     def snapshot(self, limit: int = 100, offset: int = 0) -> dict[str, Any]:
-        """Return what views show: ``rows`` (last used first), ``tiers``, ``blocks``, ``saving``.
+        """Return what views show: ``rows``, ``tiers``, ``blocks``, ``saving``, ``namespaces``.
 
-        ``saving`` has what waits to be written to files (``queued``) and what was not
-        written for want of room (``dropped``).
+        Rows come last used first.  ``saving`` has what waits to be written to files
+        (``queued``) and what was not written for want of room (``dropped``).  Namespaces,
+        the models that rows are of, have ``model``, ``quant_type``, ``fingerprint_mode``
+        and the number of ``rows``.
 
         ====================  ===========================================================
         row key               value
@@ -312,10 +314,20 @@ class Cache:
                 }
                 for tier in shared.files
             ]
+            namespaces = [
+                {
+                    "model": space.space.name,
+                    "quant_type": identity.quant_type,
+                    "fingerprint_mode": identity.fingerprint_mode,
+                    "rows": len(space.space.rows),
+                }
+                for identity, space in list(self._namespaces.items())
+            ]
             return {
                 "rows": rows,
                 "row_count": len(index.rows),
                 "tiers": [memory, *files],
+                "namespaces": namespaces,
                 "blocks": {"nodes": index.nodes, "payloads": len(index.payloads), **grades},
                 "saving": {
                     "queued": shared.mover.queued if shared.mover else 0,

@@ -60,7 +60,9 @@ class Waiters:
     def wait(self, key: bytes, timeout_s: float, callback: Callable[[], None]) -> None:
         """Park a callback."""
         waiter = Waiter(callback)
-        waiter.timer = threading.Timer(timeout_s, self._time_out, (key, waiter))
+        waiter.timer = threading.Timer(
+            min(timeout_s, threading.TIMEOUT_MAX), self._time_out, (key, waiter)
+        )
         waiter.timer.daemon = True
         self._waiting.setdefault(key, []).append(waiter)
         waiter.timer.start()

@@ -37,9 +37,8 @@ from erllama_py._engine.frames import (
     Stored,
 )
 from erllama_py._engine.gate import Gate
+from erllama_py._engine.modelfile import ModelFile
 from erllama_py._engine.tiers import home_of
-from erllama_py._machine.fingerprint import file_fingerprint, file_identity
-from erllama_py.errors import ErllamaError
 
 if TYPE_CHECKING:
     from erllama_py._engine.request import Request
@@ -66,15 +65,7 @@ class ModelCache:
         self._config = config
         self._policy = config.policy
         self._home = home_of(cache, config)
-        path = config.model_path
-        try:
-            self._file = file_identity(path)
-            given = config.fingerprint
-            self.fingerprint = given or (file_fingerprint(path) if path else bytes(32))
-        except OSError as error:
-            raise ErllamaError(
-                "load_failed", f"{path!r} cannot be read: {error.strerror}", "check the path"
-            ) from error
+        self._file = ModelFile(config)
         self._lock = threading.Lock()
         self.namespace: Namespace | None = None
         """Where this model's rows are; ``None`` where nothing is cached for it."""
@@ -85,25 +76,47 @@ class ModelCache:
         self._blocks: set[Extent] = set()
         self._logits: set[Extent] = set()
         self._segments: set[int] = set()
+        self._serving: Wire | None = None
+        """The process that is up; ``_life`` is the one that has been granted extents."""
         self._life: Wire | None = None
         self._wanted = threading.Event()
         self.gate = Gate()
         # The stub computes nothing, and restoring it is slower than that.
         self._worth = None if config.backend_config.backend == "stub" else self.gate.worth
 
+    @property
+    def fingerprint(self) -> bytes:
+        """The first part of this model's keys; zeros until it is known."""
+        return self._file.fingerprint
+
+    @property
+    def fingerprint_mode(self) -> str:
+        """How that was made: ``safe``, ``gguf_chunked`` or ``fast_unsafe``."""
+        return self._file.mode
+
     # -- a process comes and goes ----------------------------------------------------------
 
     def attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
-        """Serve a process that has just loaded."""
-        if not (self._config.caching and (info.blocks or info.whole_rows)):
-            return
+        """Serve a process that has just loaded, as soon as its fingerprint is known.
+
+        :raises ErllamaError: ``load_failed``: its file is gone meanwhile.
+        """
+        with self._lock:
+            self._serving = life
+        if self._config.caching and (info.blocks or info.whole_rows):
+            self._file.look()
+            if not self._file.known:
+                self.namespace = None  # one of an earlier process, and of another file
+            self._file.when_known(lambda: self._attach(info, chunk, life))
+
+    def _attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
         self._chunk = chunk
         self._threads = info.n_threads
         self._sizes = (info.block_bytes, info.logits_bytes)
         blocks = info.n_batch // BLOCK + info.n_seq_max + SPARE_BLOCKS if info.blocks else 0
         self._targets = (blocks, 2 * info.n_seq_max + SPARE_BLOCKS)
         self._segments.clear()
-        engine = {**info.identity, "file": self._file, "backend": info.backend}
+        engine = {**info.identity, "file": self._file.content, "backend": info.backend}
         self.namespace = self._cache.namespace(
             Identity(
                 fingerprint=self.fingerprint,
@@ -114,6 +127,8 @@ class ModelCache:
             self._home,
         )
         with self._lock:
+            if self._serving is not life:
+                return  # it has ended while its file was hashed
             self._life = life
         self._top_up(life)  # before the first request, so that its captures find room
         supplier = threading.Thread(
@@ -124,13 +139,17 @@ class ModelCache:
     def detach(self) -> None:
         """Take back what a process that has ended was granted."""
         with self._lock:
-            self._life = None
+            self._serving = self._life = None
             granted = self._blocks | self._logits
             self._blocks.clear()
             self._logits.clear()
         self._wanted.set()
         for extent in granted:
             self._cache.release(extent)
+
+    def close(self) -> None:
+        """The model is gone for good."""
+        self._file.close()
 
     def replenish(self) -> None:
         """Have spent grants replaced, on a thread of their own.
@@ -198,7 +217,9 @@ class ModelCache:
     def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Answer a lookup; where its parent row is being saved, once that is over."""
         namespace = self.namespace
-        assert namespace is not None
+        if namespace is None:  # its file is still being hashed
+            life.send(Plan(frame.id, "cold", 0, 0, [], None, canonical=False, captured=0))
+            return
         if frame.resume is not None or request.parent_key is None:
             self._answer(request, frame, life)
             return

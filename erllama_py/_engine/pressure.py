@@ -11,9 +11,7 @@ returns, nothing is evicted any more.  The status waits for nobody.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from erllama_py._machine.environment import Environment
 from erllama_py._machine.pressure import NOTHING, Reading, sample, source_term
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
@@ -45,7 +44,6 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "min_evict_bytes": 1 << 20,
     "evict_tiers": (Atom("ram"), Atom("ram_file")),
 }
-_VARIABLE: Final = "ERLLAMA_SCHEDULER"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -254,31 +252,29 @@ def validate_config(config: Any) -> Atom:
         raise BadCall((Atom("badmap"), config), f"a config must be a map, not {config!r}")
     given = {**_DEFAULTS, **config}
     if not _watermarks_ok(given["high_watermark"], given["low_watermark"]):
-        raise _invalid("watermarks", "require 0.0 <= low < high <= 1.0")
+        levels = (given["high_watermark"], given["low_watermark"])
+        raise _invalid("watermarks", levels, "require 0.0 <= low < high <= 1.0")
     interval = given["interval_ms"]
     if type(interval) is not int or interval <= 0:
-        raise _invalid("interval_ms", "must be a positive integer")
+        raise _invalid("interval_ms", interval, "must be a positive integer")
     return _OK
 
 
 def environment_config() -> dict[str, Any]:
-    """Return the scheduler's config from ``ERLLAMA_SCHEDULER``: a JSON object, or nothing.
+    """Return the scheduler's map from the environment, checked; empty where nobody set it.
 
-    :raises ErllamaError: it is set to something else.
+    :raises ErllamaError: ``{invalid, Name, Value}`` for what is no map, and
+        ``{invalid_config, {Key, Text}}`` for a value in it; the message says where it is.
     """
-    text = os.environ.get(_VARIABLE, "").strip()
-    if not text:
-        return {}
+    found = Environment().setting("scheduler")
+    if found.error:
+        raise found.error
+    config: dict[str, Any] = found.value or {}
     try:
-        config = json.loads(text)
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ErllamaError(
-            (Atom("invalid"), Atom(_VARIABLE), text),
-            f"{_VARIABLE} cannot be {text!r}",
-            'give a JSON object such as {"enabled": true, "pressure_source": "system"}',
-        )
+        _settings(config)
+    except ErllamaError as error:
+        message = f"in {found.origin}: {error.message}"
+        raise ErllamaError(error.reason, message, error.hint) from error
     return config
 
 
@@ -286,15 +282,15 @@ def _settings(config: Mapping[str, Any]) -> Settings:
     validate_config(config)
     given = {**_DEFAULTS, **config}
     if not isinstance(given["enabled"], bool):
-        raise _invalid("enabled", "must be true or false")
+        raise _invalid("enabled", given["enabled"], "must be true or false")
     smallest = given["min_evict_bytes"]
     if type(smallest) is not int or smallest < 0:
-        raise _invalid("min_evict_bytes", "must be a non-negative integer")
+        raise _invalid("min_evict_bytes", smallest, "must be a non-negative integer")
     tiers = given["evict_tiers"]
     if isinstance(tiers, (list, tuple)) and all(tier in TIERS for tier in tiers):
         given["evict_tiers"] = tuple(tiers)
     elif tiers != "all":
-        raise _invalid("evict_tiers", f"must be all, or a list of {', '.join(TIERS)}")
+        raise _invalid("evict_tiers", tiers, f"must be all, or a list of {', '.join(TIERS)}")
     source = given["pressure_source"]
     given["pressure_source"] = tuple(source) if isinstance(source, list) else source  # JSON
     return Settings(**{name: given[name] for name in Settings.__struct_fields__})
@@ -305,9 +301,10 @@ def _watermarks_ok(high: Any, low: Any) -> bool:
     return numbers and 0.0 <= low < high <= 1.0
 
 
-def _invalid(key: str, text: str) -> ErllamaError:
+def _invalid(key: str, value: Any, text: str) -> ErllamaError:
     return ErllamaError(
         # A list of characters: that is what a text in quotes is in the original.
         (Atom("invalid_config"), (Atom(key), list(text.encode()))),
-        f"the scheduler's {key} {text}",
+        f"the scheduler's {key} cannot be {value!r}",
+        f"it {text}" if text.startswith("must") else text,
     )

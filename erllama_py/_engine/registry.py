@@ -20,7 +20,8 @@ from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.host import ModelHost, model_gone
 from erllama_py._engine.pressure import PressureScheduler, environment_config
 from erllama_py._engine.tiers import open_cache
-from erllama_py.config import cache_settings, parse_load
+from erllama_py._machine.environment import Environment
+from erllama_py.config import parse_load
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, next_serial
 
@@ -46,7 +47,7 @@ class Core:
         """The cache, made at first use."""
         with self._lock:
             if self._cache is None:
-                self._cache = open_cache(cache_settings())
+                self._cache = open_cache(Environment().cache())
                 atexit.register(self._cache.close)
             return self._cache
 
@@ -54,7 +55,7 @@ class Core:
     def pressure(self) -> PressureScheduler:
         """The pressure scheduler, made at first use; a load is one.
 
-        :raises ErllamaError: ``ERLLAMA_SCHEDULER`` is set to what cannot be.
+        :raises ErllamaError: the environment sets it to what cannot be.
         """
         cache = self.cache  # outside: it takes the lock itself
         with self._lock:
@@ -171,6 +172,7 @@ class Core:
         self._tell("down", host, pid, reason)
 
     def _gone(self, host: ModelHost) -> None:
+        host.cache.close()
         with self._lock:
             if self._hosts.get(host.id) is host:
                 del self._hosts[host.id]

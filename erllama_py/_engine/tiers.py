@@ -6,8 +6,10 @@ import logging
 from pathlib import Path
 
 from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.quota import default_disk_quota, default_quota
 from erllama_py._cache.store import Cache
-from erllama_py.config import CacheSettings, LoadConfig, cache_settings, invalid
+from erllama_py._machine.environment import CacheSettings, Environment
+from erllama_py.config import LoadConfig, invalid
 
 __all__ = ("DEFAULT_DISK", "DEFAULT_RAM_FILE", "home_of", "open_cache", "start_tier")
 
@@ -24,15 +26,16 @@ def open_cache(settings: CacheSettings) -> Cache:
     read-only home must keep nobody from a reply.
     """
     cache = Cache(
-        settings.ram,
+        default_quota() if settings.ram is None else settings.ram,
         save=settings.save == "soon",
         demote=settings.save != "off",
         promote=settings.promote,
     )
     if settings.ram_file:
         _add(cache, "ram_file", DEFAULT_RAM_FILE, settings.ram_file_dir, settings.ram_file)
-    if settings.disk:
-        cache.home = _add(cache, "disk", DEFAULT_DISK, settings.disk_dir, settings.disk)
+    disk = default_disk_quota(settings.disk_dir) if settings.disk is None else settings.disk
+    if disk:
+        cache.home = _add(cache, "disk", DEFAULT_DISK, settings.disk_dir, disk)
     return cache
 
 
@@ -52,9 +55,13 @@ def start_tier(cache: Cache, kind: str, name: str, path: Path) -> FileTier:
     known = cache.tier(name)
     if known is not None:
         return known
-    settings = cache_settings()
-    quota = settings.ram_file if kind == "ram_file" else settings.disk
-    return cache.add_tier(kind, name, path, quota or settings.ram)
+    settings = Environment().cache()
+    if kind == "ram_file":
+        quota = settings.ram_file
+    else:
+        quota = default_disk_quota(path) if settings.disk is None else settings.disk
+    memory = default_quota() if settings.ram is None else settings.ram
+    return cache.add_tier(kind, name, path, quota or memory)
 
 
 def home_of(cache: Cache, config: LoadConfig) -> FileTier | None:

@@ -24,6 +24,7 @@ from erllama_py._cache.reservations import SWEEP_S, ExternalRow, Published, Reco
 from erllama_py._cache.store import Cache
 from erllama_py._cache.writer import Places
 from erllama_py._engine.registry import core
+from erllama_py._machine.environment import Environment
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.otp._servers import Server, Servers, TierPid, directory_of
 from erllama_py.otp._source import CachedRow, CacheSource, Source
@@ -69,7 +70,8 @@ class Index:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.places = Places(2 * (os.cpu_count() or 1) + 1)
+        fallback = 2 * (os.cpu_count() or 1) + 1
+        self.places = Places(Environment().get("writer_max_concurrent") or fallback)
         self.servers = Servers()
         self._arrived = threading.Condition(threading.RLock())
         self._table = Table(source.clock)

@@ -196,7 +196,7 @@ class CacheSource:
             save_reason=row.reason if row.reason in kvc.REASONS else "unknown",
             quant_bits=0,
             fingerprint=identity.fingerprint,
-            fingerprint_mode="safe",
+            fingerprint_mode=identity.fingerprint_mode,
             quant_type=identity.quant_type,
             ctx_params_hash=identity.ctx_params_hash,
             tokens=tokens,

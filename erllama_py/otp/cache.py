@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from erllama_py._cache.policy import Policy
+from erllama_py.config import policy_settings
 from erllama_py.otp import cache_counters, cache_meta_srv
 from erllama_py.otp.cache_meta_srv import evict_bytes, gc
 from erllama_py.types import Atom
@@ -34,10 +34,10 @@ def lookup_longest_prefix(
 ) -> tuple[int, tuple[Any, ...]] | Atom:
     """Find the longest row that is a prefix of ``tokens``, at multiples of ``stride``.
 
-    See :func:`erllama_py.otp.cache_meta_srv.lookup_longest_prefix`; stride and floor are the
-    policy's ``boundary_align_tokens`` and ``min_tokens`` where left out.
+    See :func:`erllama_py.otp.cache_meta_srv.lookup_longest_prefix`; stride and floor are
+    ``boundary_align_tokens`` and ``min_tokens`` of the environment where left out.
     """
-    default = Policy()
+    default = policy_settings()
     return cache_meta_srv.lookup_longest_prefix(
         key_meta,
         tokens,

@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -322,6 +323,24 @@ class TestConfig:
         monkeypatch.setenv("ERLLAMA_SCHEDULER", text)
         with pytest.raises(ErllamaError, match="ERLLAMA_SCHEDULER"):
             _ = Core().pressure
+
+    def test_from_the_file_unless_the_variable_is_set(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "erllama" / "config.toml"
+        file.parent.mkdir()
+        file.write_text('[scheduler]\ninterval_ms = 7\nevict_tiers = "all"\n')
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+        assert environment_config() == {"interval_ms": 7, "evict_tiers": "all"}
+        monkeypatch.setenv("ERLLAMA_SCHEDULER", '{"enabled": false}')
+        assert environment_config() == {"enabled": False}
+
+        monkeypatch.delenv("ERLLAMA_SCHEDULER")
+        file.write_text("[scheduler]\nhigh_watermark = 7\n")
+        with pytest.raises(ErllamaError) as caught:
+            environment_config()
+        assert caught.value.reason[1][0] == "watermarks"
+        assert all(part in caught.value.message for part in (str(file), "(7, 0.75)"))
 
     def test_what_the_environment_asks_for_is_checked_at_the_first_load(
         self, monkeypatch: pytest.MonkeyPatch
