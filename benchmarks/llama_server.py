@@ -3,9 +3,9 @@
 Same file, same threads, a prompt of 1024 tokens.  Each pair takes a new prompt, answers it
 cold on both sides and then again, changing who goes first.  llama-server has one slot,
 which still holds the prompt (``cache_prompt``), and is asked over HTTP on loopback, on a
-connection that is open before the clock starts; the first token is there when its line of the stream is.  Ours
-comes from memory and, after the pairs, from disk in a new Python process.  Both are the
-caller's times.
+connection that is open before the clock starts; the first token is there when its line of
+the stream is.  Ours comes from memory and, after the pairs, from disk in a new Python
+process.  Both are the caller's times.
 
     python -m benchmarks.llama_server [--model smollm2] [--pairs 5] [--threads N]
 

@@ -78,6 +78,10 @@ class Admission(Resuming):
         active = self._slots.active()
         if not self._slots.free or any(one.options.bit for one in active):
             return False
+        if active and all(one.stage is Stage.CLOSING for one in active):
+            # Each is a step from its end.  Beside them a request would have other last bits
+            # than alone, and with a seed say something else each time.
+            return False
         if job.options.bit:
             if active:
                 return False
