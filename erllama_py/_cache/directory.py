@@ -125,7 +125,6 @@ class Directory:
         self._open: dict[int, Container] = {}
         self._loaded: set[bytes] = set()
         self._pid = os.getpid()
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._gate = self._open_gate()
         with self._gated():
             self._remove_parts()
@@ -442,7 +441,8 @@ class Directory:
         with self._lock:
             for one in [one for one in self._open.values() if one.owned and one.empty]:
                 with contextlib.suppress(OSError):
-                    one.path.unlink()
+                    with contextlib.suppress(FileNotFoundError):
+                        one.path.unlink()
                     freed += one.size
                     self._known.pop(one.path, None)
                     self._close_or_doom(self._open.pop(one.number))
@@ -492,7 +492,11 @@ class Directory:
     # -- the directory ------------------------------------------------------------------
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
-        with os.scandir(self.path) as items:
+        try:
+            items = os.scandir(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # deleted by somebody: then there are none
+        with items:
             for item in items:
                 if item.name.endswith((_SUFFIX, ".part")):
                     with contextlib.suppress(FileNotFoundError):
@@ -597,6 +601,7 @@ class Directory:
     # -- the lock of the directory ---------------------------------------------------------
 
     def _open_gate(self) -> int:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(self.path / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextlib.contextmanager
@@ -607,8 +612,10 @@ class Directory:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._gate), (self.path / _GATE).stat()):
                     break
-            # Somebody tidied up: locked is what nobody else will find.
-            os.close(self._gate)
+            # Somebody tidied up: locked is what nobody else will find.  The number may be
+            # another file's in a moment, so it is forgotten before anything can fail.
+            gate, self._gate = self._gate, -1
+            os.close(gate)
             self._gate = self._open_gate()
         try:
             yield

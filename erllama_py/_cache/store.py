@@ -186,7 +186,7 @@ class Cache:
     def gc(self) -> int:
         """Evict all that is not in use or pinned, from every tier; return the rows evicted.
 
-        Memory that falls free goes back to the system.
+        Memory and file space that fall free go back to the system.
         """
         return self.clear()[0]
 
@@ -199,6 +199,7 @@ class Cache:
         self._shared.release_idle()
         self.flush()
         for tier in self._shared.files:
+            tier.directory.sync()
             tier.directory.drop_empty()
         self._shared.measure_files()
         return rows, nbytes
@@ -276,6 +277,18 @@ class Cache:
 
         :param limit: most rows; ``row_count`` tells how many there are.
         """
+        # Looked up before the lock is held: a directory may be slow.
+        files = [
+            {
+                "name": tier.kind,
+                "server": tier.name,
+                "path": str(tier.path),
+                "quota": tier.quota,
+                "bytes": tier.directory.used,
+                "backed": tier.directory.capacity,
+            }
+            for tier in self._shared.files
+        ]
         shared = self._shared
         with shared.lock:
             now, index, ram = shared.clock(), shared.index, shared.ram
@@ -303,17 +316,6 @@ class Cache:
                 "backed": ram.backed,
                 "segments": len(ram.segments),
             }
-            files = [
-                {
-                    "name": tier.kind,
-                    "server": tier.name,
-                    "path": str(tier.path),
-                    "quota": tier.quota,
-                    "bytes": tier.directory.used,
-                    "backed": tier.directory.capacity,
-                }
-                for tier in shared.files
-            ]
             namespaces = [
                 {
                     "model": space.space.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -546,6 +547,8 @@ def test_two_processes_never_exceed_the_quota_together(directory, path, other):
 def test_growing_at_once_does_not_exceed_the_quota(path):
     with Other(path) as one, Other(path) as two:
         for process in (one, two):
+            process.ask("put", 0)  # up, or the other may be done before it is
+        for process in (one, two):
             assert process.process.stdin is not None
             process.process.stdin.write("put 100000\n")
             process.process.stdin.flush()
@@ -751,6 +754,26 @@ def test_the_lock_file_may_be_deleted(directory, path):
     (path / ".lock").unlink()
     assert len(fill(directory)) > 10
     assert (path / ".lock").exists()
+
+
+def test_the_directory_may_be_deleted_and_comes_back(directory, path):
+    shutil.rmtree(path)
+    assert len(fill(directory)) > 10
+    assert (path / ".lock").exists()
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_cannot_come_back_closes_no_file_of_anybody_else(directory, path):
+    shutil.rmtree(path)
+    path.write_bytes(b"in its place")
+    assert put(directory, [1]) == []
+    # The lock's number is given to the next file that is opened.
+    reading, writing = os.pipe()
+    assert put(directory, [2]) == []
+    os.write(writing, b"still open")
+    assert os.read(reading, 99) == b"still open"
+    os.close(reading)
+    os.close(writing)
 
 
 # -- damage --------------------------------------------------------------------------------------

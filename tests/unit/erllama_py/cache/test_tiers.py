@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 
 import pytest
 
@@ -153,9 +154,26 @@ def test_gc_empties_every_tier_but_what_is_pinned(path):
     assert lab.probe([7] * 12) == 0
     lab.space.unpin(key)
     assert lab.cache.gc() == 1
+    assert list(path.glob("*.blk")) == []
+    assert counters(lab)["bytes_disk"] == 0
     lab = reopened(lab, path)
     assert lab.cache.snapshot()["row_count"] == 0
     assert lab.probe(PROMPT) == 0
+
+
+def test_a_directory_that_was_deleted_takes_nothing_but_its_content(path):
+    lab = Lab(path=path)
+    lab.request(PROMPT)
+    lab.cache.flush()
+    shutil.rmtree(path)
+    assert lab.cache.snapshot()["tiers"][1]["backed"] == 0
+    assert lab.request(PROMPT).kind == "exact"
+    lab.request([7] * 12)
+    lab.cache.gc()
+    lab.request(PROMPT)
+    lab = reopened(lab, path)
+    assert lab.request(PROMPT).kind == "exact"
+    lab.cache.close()
 
 
 def test_damage_in_a_file_is_a_miss_that_is_counted(path):
