@@ -313,6 +313,7 @@ class Mover:
         batch: list[Write] = []
         size = 0
         tier: FileTier | None = None
+        stuck: set[Any] = set()
         for job in jobs:
             home = job.space.home
             if home is None:
@@ -322,13 +323,43 @@ class Mover:
                 self._commit(tier, batch)
                 batch, size = [], 0
             tier = home
-            write = self._prepare(job, home, {w.item for w in batch})
-            if write is not None:
-                batch.append(write)
-                size += write.entry.nbytes
+            for item in self._with_what_it_needs(job.item, home, {w.item for w in batch}):
+                if item in stuck:
+                    break  # nor can be what builds on it
+                write = self._prepare(job._replace(item=item), home, {w.item for w in batch})
+                if write is not None:
+                    batch.append(write)
+                    size += write.entry.nbytes
+                elif item is not job.item:
+                    stuck.add(item)
         if batch and tier is not None:
             self._commit(tier, batch)
         self._shared.measure_files()
+
+    def _with_what_it_needs(
+        self, item: Payload | Row | Logits, tier: FileTier, coming: set[Any]
+    ) -> list[Any]:
+        """Return an item behind the blobs it hangs on that are not in the tier yet.
+
+        A row comes before the block that its tail was replaced by; a block may follow one
+        that the tier had to evict.
+        """
+        with self._shared.lock:
+            if not item.live:
+                return []
+            node: Node | None
+            if isinstance(item, Payload):
+                node = item.node.parent
+            else:
+                node = (item if isinstance(item, Row) else item.row).node
+            missing: list[Node] = []
+            while node is not None and node.parent is not None:
+                if self._ends(node, tier, coming):
+                    break
+                missing.append(node)
+                node = node.parent
+            above = [one for node in reversed(missing) for one in node.variants.values()]
+            return [*above, item]
 
     def _prepare(self, job: Job, tier: FileTier, coming: set[Any]) -> Write | None:
         """Set room aside for one item and copy its bytes there; None if it need not, or cannot."""
