@@ -28,7 +28,7 @@ __all__ = ("Converter", "NotAModel", "bytes_of", "chat_request")
 
 _STATS = Atom("stats")
 
-PYTHON_ONLY = frozenset({"exactness", "prefix_len"})
+PYTHON_ONLY = frozenset({"exactness", "prefix_len", "tier"})
 """Keys of stats that the original's maps do not have."""
 
 

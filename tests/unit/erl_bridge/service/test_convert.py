@@ -96,7 +96,8 @@ def test_results(value: Any, term: Any) -> None:
 
 
 def test_the_stats_of_a_stream_have_the_documented_keys() -> None:
-    stats = {"prompt_tokens": 3, "prefix_len": 2, "exactness": types.Atom("bit")}
+    ours = {"prefix_len": 2, "exactness": types.Atom("bit"), "tier": types.Atom("disk")}
+    stats = {"prompt_tokens": 3, **ours}
     assert CONVERTER.stats(stats) == {Atom("prompt_tokens"): 3}
     result = {"reply": "hi", "stats": stats, "finish_key": None}
     assert CONVERTER.result(result) == {
