@@ -193,7 +193,10 @@ def gc() -> tuple[Atom, int]:
 
 
 def evict_bytes(target: int, tiers: Any = "all") -> tuple[Atom, int, int]:
-    """Evict, what was not used for longest first, until so many bytes are free.
+    """Evict until so many bytes are free.
+
+    Rows that were put in or saved by name go first, the longest unused before the others;
+    then the engine's, what is worth least first.
 
     :param tiers: ``all``, or a list of ``ram``, ``ram_file``, ``disk``.
     :return: ``(evicted, rows, bytes)``.

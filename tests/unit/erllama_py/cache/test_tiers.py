@@ -43,7 +43,7 @@ def test_after_a_restart_an_exact_hit_has_its_logits(path):
     assert counters(lab)["hits_exact"] == 1
 
 
-def test_after_a_restart_a_row_is_exact_whose_tail_a_longer_one_replaced_before_it_was_written(path):
+def test_after_a_restart_a_row_is_exact_whose_tail_was_replaced_before_it_was_written(path):
     lab = Lab(path=path)
     lab.request(PROMPT)
     lab.request(PROMPT, [90])
