@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
 
 from erllama_py._engine.device_memory import device_memory
+from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text
@@ -44,6 +45,7 @@ __all__ = (
     "draft_tokens",
     "embed",
     "evict",
+    "explain",
     "find_models",
     "flush",
     "infer",
@@ -363,6 +365,90 @@ def list_cached_prefixes(model_id: str | bytes, tokens: Tokens) -> int:
     return host.cache.probe(prompt.tobytes())
 
 
+def explain(model: ModelArg, what: Any = None, options: Options | None = None) -> dict[str, Any]:
+    """Return what a request hit, and why it hit no more.
+
+    Of requests the latest 64 are remembered, as they were answered: what was stored since
+    does not count.  Asking about a prompt is no use of the cache: nothing is counted,
+    pinned, or kept longer for it.
+
+    ====================  =================================================================
+    key                   value
+    ====================  =================================================================
+    ``reason``            what weighs most, an atom: see below
+    ``why``               all reasons in words, one line
+    ``kind``              ``exact``, ``partial`` or ``cold``, as admitted
+    ``via``               how it was found: ``exact``, ``resume``, ``longest_prefix``,
+                          ``cold``; ``None`` where nothing was looked up
+    ``prompt_tokens``     length of the prompt
+    ``prefix_len``        tokens of it that were found, as admitted
+    ``exactness``         ``bit`` or ``token``; ``None`` for a cold one
+    ``tiers``             kind of tier to tokens found there: ``ram``, ``ram_file``, ``disk``
+    ``lookup_ms``         time of the lookup; ``None`` where there was none
+    ``restore_ms``        time of reading, verifying and unpacking, most of it beside other
+                          work; ``None`` where nothing was restored, or not yet
+    ``nearest_row``       the row that shares most with the prompt: its ``key``, how many
+                          ``tokens`` it has, how many are ``shared``; ``None`` for an exact
+                          hit, and where no row shares one
+    ``first_difference``  where the prompt leaves all that is cached under its key:
+                          ``index``, ``prompt_token`` and ``prompt_text`` there,
+                          ``cached_token`` and ``cached_text`` of the nearest context
+                          (``None`` where that ends), and ``before``, the text of up to four
+                          tokens before; ``None`` where all of the prompt is cached
+    ``evicted_row``       the longest row that the prompt begins with and that was evicted,
+                          where that had more: ``key`` and ``tokens``; else ``None``
+    ``other_keys``        where more of the prompt is cached under another key, the most
+                          first: ``shared`` tokens, and what ``differs``: field to (value
+                          here, value there); ``None`` where a request is too long ago to
+                          tell
+    ====================  =================================================================
+
+    ========================  =============================================================
+    ``reason``                meaning
+    ========================  =============================================================
+    ``exact``                 a row of exactly these tokens is cached
+    ``restore_failed``        what was found was damaged, and computed instead
+    ``cancelled``             it was cancelled before what was found was restored
+    ``quicker_to_compute``    more is cached, but computing it takes less time
+    ``below_min_tokens``      less is cached than the policy's ``min_tokens``
+    ``not_bit_exact``         more is cached, but not bit for bit, as was asked for
+    ``computed_differently``  more is cached, computed in another chunk or thread count
+    ``whole_rows``            more is cached, but this model restores rows only as a whole
+    ``no_row``                all tokens are cached, but no row of exactly these
+    ``evicted``               a row with more of it was cached, and has been evicted
+    ``other_key``             more is cached under another key
+    ``diverged``              another token follows in the nearest cached context
+    ``ended``                 the nearest cached context ends there
+    ``unknown``               nothing that is cached begins with its first token
+    ``not_cached``            nothing is cached for the model, or of the request
+    ``waiting``               nothing is looked up for it yet
+    ``not_looked_up``         it ended before that
+    ========================  =============================================================
+
+    Texts are ``bytes`` where a character is cut; a token without a text of its own, such
+    as a control token, is shown as ``<token 2>``.
+
+    :param what: a prompt, as text or tokens, for what the next admission would find; or a
+        request: a :class:`~erllama_py.types.Ref`, a :class:`Stream`, the result of a
+        completion, its ``stats``, or a ``done`` event; nothing for the latest admitted.
+    :param options: of the request that the prompt would be: ``exactness`` and
+        ``parent_key`` count.
+    :raises ErllamaError: ``not_found``: the request is not remembered, or there was none;
+        for a prompt as :func:`infer`.
+    :raises ModelGone: unknown model.
+    """
+    host = core().host(model)
+    request = what
+    if isinstance(what, (Stream, Event)):
+        request = what.ref
+    if request is None or isinstance(request, (Ref, Mapping)):
+        return explain_request(host, request)
+    parsed = parse_request({} if options is None else options, host.config.exactness, None)
+    tokens = tokenize(model, what) if isinstance(what, (str, bytes)) else what
+    prompt = _checked_tokens(host, "prefill_only", tokens)
+    return explain_prompt(host, prompt.tobytes(), parsed)
+
+
 def counters() -> dict[str, int]:
     """Return the cache's 20 counters, over all models of this process."""
     counts: dict[str, int] = core().cache.counters.snapshot()
@@ -528,6 +614,10 @@ class Model(str):
     def chat(self, messages: Sequence[Mapping[str, str]], **request: Any) -> list[int]:
         """Do :func:`apply_chat_template`; returns the prompt's tokens."""
         return apply_chat_template(self, {"messages": messages, **request})
+
+    def explain(self, what: Any = None, **options: Any) -> dict[str, Any]:
+        """Do :func:`explain` with options as keywords."""
+        return explain(self, what, options)
 
     def prefill(self, tokens: Tokens) -> dict[str, Any]:
         """Do :func:`prefill_only`."""

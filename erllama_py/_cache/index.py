@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from erllama_py._cache.grade import Grade, Want, last_slice
 from erllama_py._cache.queue import EvictionQueue, used
-from erllama_py._cache.row import Logits, Row, Space
+from erllama_py._cache.row import Ghost, Logits, Row, Space
 from erllama_py._cache.tier import RAM, Tier
 from erllama_py._cache.trie import (
     TOKEN_BYTES,
@@ -70,7 +70,8 @@ class Index:
         self.nodes = 0
         self.grades = {"P": 0, "T": 0, "S": 0}
         """Payloads by kind of grade."""
-        self._serials = itertools.count(1)
+        self.serial = itertools.count(1).__next__
+        """Numbers payloads, logits, ends of rows and lookups, in their order."""
         self._queues: dict[Tier, EvictionQueue] = {}
 
     def queue(self, tier: Tier) -> EvictionQueue:
@@ -184,7 +185,7 @@ class Index:
             node.used = now
             node.score = now
         self.touch(node, now)
-        payload = Payload(next(self._serials), node, grade, blob)
+        payload = Payload(self.serial(), node, grade, blob)
         places, payload.places = payload.places, {}
         node.variants[grade] = payload
         self.payloads[payload.serial] = payload
@@ -356,7 +357,7 @@ class Index:
         self._drop_logits(row)
         row.logits = Logits(row, blob)
         row.nbytes += blob.nbytes
-        row.serial = next(self._serials)
+        row.serial = self.serial()
         row.canonical = chunk if canonical else 0
         if not row.node.whole:
             self._thin(row)
@@ -544,7 +545,7 @@ class Index:
         space = row.space
         del space.rows[row.key]
         del self.rows[row]
-        space.ghosts[row.key] = row.length
+        space.ghosts[row.key] = Ghost(row.length, self.serial())
         if len(space.ghosts) > GHOSTS_KEPT:
             space.ghosts.popitem(last=False)
         row.live = False

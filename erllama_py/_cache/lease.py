@@ -27,6 +27,7 @@ from erllama_py._cache.waiters import wake
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from erllama_py._cache.divergence import Seen
     from erllama_py._cache.namespace import Namespace
     from erllama_py._cache.row import Row
     from erllama_py._cache.waiters import Waiter
@@ -106,6 +107,26 @@ class Found(NamedTuple):
     tip: Node
     row: Row | None
     gated: int = 0
+    reached: Node | None = None
+    """Where the search ended: its deepest whole block.  None for an exact hit."""
+
+    @property
+    def kind(self) -> str:
+        """``exact``, ``partial`` or ``cold``."""
+        return self.via if self.via in ("exact", "cold") else "partial"
+
+    @property
+    def needed(self) -> list[Payload]:
+        """The payloads to restore."""
+        return [payload for payload in self.payloads if payload.node.start < self.keep]
+
+    def tiers(self) -> Counter[str]:
+        """Count the tokens to restore by the kind of tier they come from."""
+        counts = Counter[str]()
+        for payload in self.needed:
+            end = min(payload.node.end, self.keep)
+            counts[payload.tier.kind] += end - payload.node.start
+        return counts
 
 
 class Lease:
@@ -134,6 +155,8 @@ class Lease:
     """Tokens to be restored by the kind of tier they come from."""
     captured: int
     """Tokens in whole blocks that are there already: capture starts at this position."""
+    seen: Seen
+    """What was found, and what not, for who asks why; restarting does not change it."""
 
     def __init__(
         self, namespace: Namespace, tokens: bytes, want: Want, found: Found, *, counted: bool
@@ -146,21 +169,18 @@ class Lease:
         self._counted = counted
         self._expected: list[bytes] = []
         self._closed = False
-        self.kind = found.via if found.via in ("exact", "cold") else "partial"
+        self.kind = found.kind
         self.via = found.via
         self.prefix_len = found.prefix_len
         self.keep = found.keep
         self.label = found.label
         self.gated = found.gated
-        needed = [payload for payload in found.payloads if payload.node.start < found.keep]
+        needed = found.needed
         self._restoring = needed
         self.pieces = [
             Piece(p.serial, where(p), p.nbytes, p.crc, p.node.start, p.node.end) for p in needed
         ]
-        self.tiers = Counter[str]()
-        for payload in needed:
-            end = min(payload.node.end, found.keep)
-            self.tiers[payload.tier.kind] += end - payload.node.start
+        self.tiers = found.tiers()
         logits = found.logits
         self.logits = StoredLogits(where(logits), logits.crc, logits.nbytes) if logits else None
         self._pinned: list[Blob] = [*needed, logits] if logits else [*needed]

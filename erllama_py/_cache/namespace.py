@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from erllama_py._cache import key as keys
+from erllama_py._cache.divergence import Seen, diverge, evicted
 from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.lease import COUNTER_OF, Found, Lease
 from erllama_py._cache.ram import Extent
@@ -106,11 +107,67 @@ class Namespace:
                     self._count_probe(started)
                 shared.counters.incr(COUNTER_OF[found.via])
             lease = Lease(self, tokens, want, found, counted=counted)
+            lease.seen = self._seen(found, tokens, resumes=resumes)
             self._touch(found, parent_key)
             left = len(tokens) // TOKEN_BYTES - found.prefix_len
             if shared.mover is not None and left >= shared.index.block:
                 shared.mover.missed(self)
             return lease
+
+    def preview(
+        self,
+        tokens: bytes,
+        *,
+        parent_key: object = None,
+        exactness: str = "token",
+        chunk: int,
+        threads: int,
+        floor: int = 0,
+        worth: Callable[[Sequence[Payload]], int] | None = None,
+    ) -> Seen:
+        """Return what a lookup would find, with its parameters.
+
+        Nothing is pinned, counted, or counts as used.
+        """
+        want = Want.of(exactness, chunk, threads)
+        key = self.key(tokens)
+        resumes = self._is_prefix(parent_key, tokens)
+        with self.shared.lock:
+            found = self._find(tokens, key, want, floor, resumes=resumes, worth=worth)
+            return self._seen(found, tokens, resumes=resumes)
+
+    def evicted(self, tokens: bytes, longer_than: int, mark: int) -> tuple[bytes, int] | None:
+        """Return key and length of the longest row a prompt begins with that is gone.
+
+        Some thousand rows of this process are remembered.
+
+        :param mark: the lookup's serial number: what went later is not meant.
+        """
+        with self.shared.lock:
+            ghosts = {
+                key: ghost.length
+                for key, ghost in self.space.ghosts.items()
+                if ghost.length > longer_than and ghost.gone < mark
+            }
+        who = self.identity
+        hasher = keys.KeyHasher(who.fingerprint, who.quant_type, who.ctx_params_hash)
+        return evicted(ghosts, hasher, tokens) if ghosts else None
+
+    def _seen(self, found: Found, tokens: bytes, *, resumes: bool) -> Seen:
+        apart = None
+        if found.reached is not None:
+            apart = diverge(self.space, tokens, found.reached)
+        return Seen(
+            kind=found.kind,
+            via=found.via,
+            prefix_len=found.prefix_len,
+            label=found.label,
+            tiers=dict(found.tiers()),
+            gated=found.gated,
+            resumes=resumes,
+            apart=apart,
+            mark=self.shared.index.serial(),
+        )
 
     def probe(
         self,
@@ -120,6 +177,7 @@ class Namespace:
         chunk: int,
         threads: int,
         floor: int = 0,
+        worth: Callable[[Sequence[Payload]], int] | None = None,
     ) -> int:
         """Return the ``prefix_len`` a lookup would report.
 
@@ -129,7 +187,7 @@ class Namespace:
         key = self.key(tokens)
         with self.shared.lock:
             started = time.perf_counter_ns()
-            found = self._find(tokens, key, want, floor, resumes=False)
+            found = self._find(tokens, key, want, floor, resumes=False, worth=worth)
             if len(tokens) >= floor * TOKEN_BYTES:
                 self._count_probe(started)
         return found.prefix_len
@@ -158,6 +216,7 @@ class Namespace:
                 payloads, logits = same.payloads, row.logits
                 return Found("exact", length, length, payloads, logits, "bit", same.tip, row)
         match = index.search(self.space, tokens, want)
+        reached = match.tip
         gated = _cut_to_worth(match, worth) if worth is not None else 0
         if row is not None and match.length == length and not want.bit:
             keep = length if row.logits else length - 1
@@ -172,13 +231,13 @@ class Namespace:
         via = "resume" if resumes else "longest_prefix"
         if keep <= 0 or (keep < floor and not resumes):
             tip = self.capture_tip(tokens, want)
-            return Found("cold", 0, 0, (), None, None, tip, None, gated)
+            return Found("cold", 0, 0, (), None, None, tip, None, gated, reached)
         pure = keep == aligned and all(
             p.grade == want.whole for p in match.payloads if p.node.start < keep
         )
         label = "bit" if pure else "token"
         tip = self.capture_tip(tokens, want) if want.bit else match.tip
-        return Found(via, keep, keep, match.payloads, None, label, tip, None, gated)
+        return Found(via, keep, keep, match.payloads, None, label, tip, None, gated, reached)
 
     def capture_tip(self, tokens: bytes, want: Want) -> Node:
         """Return where a request that may compute canonically starts to capture.
@@ -199,8 +258,9 @@ class Namespace:
             return False
         with self.shared.lock:
             row = self.space.rows.get(parent_key)
-            length = row.length if row else self.space.ghosts.get(parent_key)
-        if length is None or length * TOKEN_BYTES > len(tokens):
+            known = row or self.space.ghosts.get(parent_key)
+            length = known.length if known else 0
+        if not length or length * TOKEN_BYTES > len(tokens):
             return False
         return self.key(tokens[: length * TOKEN_BYTES]) == parent_key
 

@@ -8,12 +8,12 @@ position, while it is fresh.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from erllama_py._cache.tier import Tier
 from erllama_py._cache.trie import NEW, Blob, Node, Payload
 
-__all__ = ("Logits", "Row", "Space")
+__all__ = ("Ghost", "Logits", "Row", "Space")
 
 
 class Logits(Blob):
@@ -63,6 +63,14 @@ class Row:
         self.live = True
 
 
+class Ghost(NamedTuple):
+    """What is remembered of a row that is gone."""
+
+    length: int
+    gone: int
+    """Serial number of its end."""
+
+
 class Space:
     """One engine identity's trie and rows."""
 
@@ -80,5 +88,5 @@ class Space:
         self.wholes.known_address = digest
         self.wholes.whole = True
         self.rows: dict[bytes, Row] = {}
-        self.ghosts: OrderedDict[bytes, int] = OrderedDict()
-        """Key and length of rows that are gone."""
+        self.ghosts: OrderedDict[bytes, Ghost] = OrderedDict()
+        """Rows that are gone, by key."""

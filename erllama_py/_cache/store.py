@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from erllama_py._cache.counters import Counters
-from erllama_py._cache.divergence import Divergence, diverge, others
+from erllama_py._cache.divergence import differing_fields, known
 from erllama_py._cache.filetier import FileTier
 from erllama_py._cache.loading import load
 from erllama_py._cache.mover import Mover
@@ -236,19 +236,28 @@ class Cache:
 
     # -- why ---------------------------------------------------------------------------
 
-    def diverge(self, namespace: Namespace, tokens: bytes) -> Divergence:
-        """Return where a prompt leaves the cached tokens nearest to it."""
-        with self._shared.lock:
-            return diverge(namespace.space, tokens)
+    def alone(self, namespace: Namespace) -> bool:
+        """Whether there is nothing but a namespace, and nothing of it was evicted."""
+        return len(self._namespaces) == 1 and not namespace.space.ghosts
 
-    def elsewhere(self, namespace: Namespace, tokens: bytes) -> list[dict[str, Any]]:
-        """Return where more of a prompt is cached under another key.
+    def elsewhere(
+        self, namespace: Namespace, tokens: bytes, longer_than: int, mark: int
+    ) -> list[tuple[int, dict[str, tuple[str, str]]]]:
+        """Return where more of a prompt is cached under another key, the most first.
 
-        Each has ``shared`` (tokens) and ``differs`` (field to the pair of values, ours
-        first), the longest first.
+        Each is the number of tokens, and the fields of the key that differ: to the pair
+        of values, the namespace's own first.
+
+        :param mark: the lookup's serial number: what was stored later is not meant.
         """
-        with self._shared.lock:
-            return others(list(self._namespaces.values()), tokens, namespace)
+        others = [one for one in list(self._namespaces.values()) if one is not namespace]
+        found = []
+        for other in others:
+            with self._shared.lock:
+                shared = known(other.space, tokens, mark)
+            if shared > longer_than:
+                found.append((shared, differing_fields(namespace.identity, other.identity)))
+        return sorted(found, key=lambda one: -one[0])
 
     # -- views ------------------------------------------------------------------------
 

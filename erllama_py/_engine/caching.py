@@ -22,7 +22,7 @@ from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.policy import should_finish_save
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache
-from erllama_py._engine import explain
+from erllama_py._cache.trie import TOKEN_BYTES
 from erllama_py._engine.frames import (
     Captured,
     Done,
@@ -38,11 +38,13 @@ from erllama_py._engine.frames import (
 )
 from erllama_py._engine.gate import Gate
 from erllama_py._engine.modelfile import ModelFile
+from erllama_py._engine.noted import Beyond, Noted, around
 from erllama_py._engine.tiers import home_of
 
 if TYPE_CHECKING:
+    from erllama_py._cache.divergence import Seen
     from erllama_py._engine.request import Request
-    from erllama_py.config import LoadConfig
+    from erllama_py.config import GenerateOptions, LoadConfig
 
 __all__ = ("ModelCache",)
 
@@ -82,7 +84,9 @@ class ModelCache:
         self._wanted = threading.Event()
         self.gate = Gate()
         # The stub computes nothing, and restoring it is slower than that.
-        self._worth = None if config.backend_config.backend == "stub" else self.gate.worth
+        gated = config.backend_config.backend != "stub"
+        self._worth = self.gate.worth if gated else None
+        self._quicker = self.gate.quicker if gated else None
 
     @property
     def fingerprint(self) -> bytes:
@@ -212,6 +216,7 @@ class ModelCache:
             chunk=self._chunk,
             threads=self._threads,
             floor=self._policy.min_tokens,
+            worth=None if self._config.exactness == "bit" else self._quicker,
         )
 
     def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
@@ -245,6 +250,7 @@ class ModelCache:
             counted=not again,
             worth=None if request.options.bit else self._worth,
         )
+        took = time.perf_counter_ns() - began
         with self._lock:
             # This may run on a timer's thread: meanwhile the request may have ended, or
             # have been sent to the next life of the process, which asks for itself.
@@ -256,6 +262,9 @@ class ModelCache:
             return
         if before:
             before.close()
+        if not again:
+            request.lookup = self._noted(lease.seen, tokens, request.options, took)
+            request.lookup.parented = request.parent_key is not None
         request.restoring = [piece.node_id for piece in lease.pieces]
         try:
             with self._lock:
@@ -271,48 +280,61 @@ class ModelCache:
             request.exactness = lease.label
             request.tiers = dict(lease.tiers)
         life.send(self._plan(frame.id, lease))
-        if not again:
-            exactness = "bit" if request.options.bit else "token"
-            took = time.perf_counter_ns() - began
-            request.lookup = self._record(namespace, tokens, lease, exactness, took)
 
-    def _record(
-        self, namespace: Namespace, tokens: bytes, lease: Lease, exactness: str, took_ns: int
-    ) -> explain.Lookup:
-        """Keep what a lookup found, for who asks why."""
-        exact = lease.kind == "exact"
-        return explain.Lookup(
-            tokens=tokens,
-            kind=lease.kind,
-            via=lease.via,
-            prefix_len=lease.prefix_len,
-            exactness=lease.label,
-            wanted=exactness,
-            tiers=dict(lease.tiers),
-            floor=self._policy.min_tokens,
-            took_ns=took_ns,
-            divergence=None if exact else self._cache.diverge(namespace, tokens),
-            others=[] if exact else self._cache.elsewhere(namespace, tokens),
-            gated=lease.gated,
-        )
-
-    def explain(self, tokens: bytes, exactness: str) -> explain.Lookup | None:
+    def preview(
+        self, tokens: bytes, options: GenerateOptions, parent_key: bytes | None
+    ) -> Noted | None:
         """Return what a lookup would find now; None where nothing is cached for this model."""
         namespace = self.namespace
         if namespace is None:
             return None
         began = time.perf_counter_ns()
-        with namespace.lookup(
+        seen = namespace.preview(
             tokens,
-            exactness=exactness,
+            parent_key=parent_key,
+            exactness="bit" if options.bit else "token",
             chunk=self._chunk,
             threads=self._threads,
             floor=self._policy.min_tokens,
-            counted=False,
-            worth=None if exactness == "bit" else self._worth,
-        ) as lease:
-            took = time.perf_counter_ns() - began
-            return self._record(namespace, tokens, lease, exactness, took)
+            worth=None if options.bit else self._quicker,
+        )
+        noted = self._noted(seen, tokens, options, time.perf_counter_ns() - began)
+        noted.parented = parent_key is not None
+        return noted
+
+    def _noted(self, seen: Seen, tokens: bytes, options: GenerateOptions, took_ns: int) -> Noted:
+        """Keep what is needed of a lookup to say later why it found no more.
+
+        The tokens only where something is left to look at: an exact hit has nothing to
+        explain, and in a cache without others and without evictions nothing else can.
+        """
+        namespace = self.namespace
+        settled = seen.apart is None or namespace is None or self._cache.alone(namespace)
+        return Noted(
+            seen=seen,
+            total=len(tokens) // TOKEN_BYTES,
+            excerpt=around(tokens, seen),
+            bit=options.bit,
+            floor=self._policy.min_tokens,
+            took_ns=took_ns,
+            tokens=None if settled else tokens,
+            settled=settled,
+        )
+
+    def beyond(self, noted: Noted) -> Beyond | None:
+        """Look where more of a prompt is or was cached; None where that cannot be told.
+
+        As of the lookup: what came later is left out.  What went since is not found.
+        """
+        apart, namespace, tokens = noted.seen.apart, self.namespace, noted.tokens
+        if noted.settled or apart is None:
+            return Beyond([], None)
+        if tokens is None or namespace is None:
+            return None
+        return Beyond(
+            self._cache.elsewhere(namespace, tokens, apart.shared, noted.seen.mark),
+            namespace.evicted(tokens, apart.shared, noted.seen.mark),
+        )
 
     def _plan(self, number: int, lease: Lease) -> Plan:
         return Plan(
@@ -329,10 +351,11 @@ class ModelCache:
     def restored(self, request: Request, frame: Restored) -> None:
         """The engine needs the plan's pieces no more."""
         self._cache.counters.add("load_total_ns", frame.load_ns)
-        request.restore_ns = frame.load_ns + frame.read_ns
+        took = frame.load_ns + frame.read_ns
+        request.restore_ns = (request.restore_ns or 0) + took
         if request.lease and not frame.bad and not frame.shared:
             nbytes = sum(piece.nbytes for piece in request.lease.pieces)
-            self.gate.restored(request.lease.tiers, nbytes, request.restore_ns)
+            self.gate.restored(request.lease.tiers, nbytes, took)
         lease, namespace = request.lease, self.namespace
         request.restoring = []
         if lease is None or namespace is None:

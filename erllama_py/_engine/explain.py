@@ -1,121 +1,290 @@
-"""What a request hit and why not more: the records behind ``api.explain``."""
+"""What a request hit, and why not more: what ``api.explain`` answers, in data and words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from erllama_py._cache.divergence import Divergence
-from erllama_py.types import Atom
+from erllama_py._cache.grade import Grade
+from erllama_py._cache.trie import TOKEN_BYTES
+from erllama_py._engine.noted import Noted, Past
+from erllama_py.errors import ErllamaError
+from erllama_py.types import Atom, Ref, text_of
 
 if TYPE_CHECKING:
-    from erllama_py._engine.request import Request
+    from erllama_py._engine.host import ModelHost
+    from erllama_py.config import RequestOptions
 
-__all__ = ("Lookup", "explanation")
+__all__ = ("TokenTexts", "explain_prompt", "explain_request")
 
-AROUND = 4
-"""Tokens of context shown before the first that differs."""
+_FIELDS: Final = 3
+"""Differing fields whose values are told, rather than their names alone."""
 
-
-class Lookup(msgspec.Struct):
-    """What a lookup found, and what it did not."""
-
-    tokens: bytes
-    """The prompt."""
-    kind: str
-    via: str
-    prefix_len: int
-    exactness: str | None
-    wanted: str
-    """The exactness asked for."""
-    tiers: dict[str, int]
-    floor: int
-    took_ns: int
-    divergence: Divergence | None
-    """None for an exact hit."""
-    others: list[dict[str, Any]]
-    gated: int
-    """Tokens that were there but quicker to compute."""
+_VALUE_CHARS: Final = 16
+"""Of a value in words: enough of a digest to tell it from another."""
 
 
-def explanation(
-    found: Lookup, text_of: Callable[[bytes], str | bytes], request: Request | None
-) -> dict[str, Any]:
-    """Return what ``api.explain`` answers.
+class TokenTexts:
+    """Renders tokens for people: what has no text of its own gets its number.
 
-    :param text_of: renders encoded tokens.
-    :param request: which has run, or None for one that has not.
+    :param detokenize: encoded tokens to bytes; control tokens to none.
     """
-    total = len(found.tokens) // 4
-    kind, prefix_len = found.kind, found.prefix_len
-    if request is not None and request.admitted:
-        kind, prefix_len = request.kind, request.prefix_len
-    answer: dict[str, Any] = {
-        "kind": Atom(kind),
-        "prompt_tokens": total,
-        "prefix_len": prefix_len,
-        "tiers": {Atom(tier): tokens for tier, tokens in found.tiers.items()},
-        "exactness": Atom(found.exactness) if found.exactness else None,
-        "lookup_ms": found.took_ns / 1e6,
-        "restore_ms": request.restore_ns / 1e6 if request else None,
-        "nearest": None,
-        "other_keys": found.others,
-    }
-    apart = found.divergence
-    if apart is not None and apart.shared < total:
-        answer["nearest"] = _nearest(found.tokens, apart, text_of)
-    answer["why"] = _why(found, kind, total, answer["nearest"])
+
+    def __init__(self, detokenize: Callable[[bytes], bytes]) -> None:
+        self._detokenize = detokenize
+        self._gone = False
+
+    def __call__(self, tokens: bytes) -> str | bytes:
+        """Return the text of encoded tokens."""
+        steps = range(0, len(tokens), TOKEN_BYTES)
+        return text_of(b"".join(self._one(tokens[at : at + TOKEN_BYTES]) for at in steps))
+
+    def _one(self, token: bytes) -> bytes:
+        data = b""
+        if not self._gone:
+            try:
+                data = self._detokenize(token)
+            except ErllamaError:
+                # The model is gone, or was loaded again with fewer tokens: numbers then.
+                self._gone = True
+        return data or b"<token %d>" % int.from_bytes(token, "little")
+
+
+def explain_request(host: ModelHost, what: Ref | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Explain a request to a model by its ref or its outcome, or the latest one.
+
+    :raises ErllamaError: ``not_found``.
+    """
+    past = host.history.find(what, host.requests)
+    if past is None:
+        raise _not_remembered(host.id, what)
+    if past.lookup is None:
+        return _unlooked(past.prompt_len, past, caching=host.cache.namespace is not None)
+    return _explanation(host, past.lookup, past)
+
+
+def explain_prompt(host: ModelHost, tokens: bytes, options: RequestOptions) -> dict[str, Any]:
+    """Explain what the next admission of a prompt would find."""
+    noted = host.cache.preview(tokens, options.generate, options.parent_key)
+    if noted is None:
+        return _unlooked(len(tokens) // TOKEN_BYTES, None, caching=False)
+    return _explanation(host, noted, None)
+
+
+def _not_remembered(model_id: str, what: Ref | Mapping[str, Any] | None) -> ErllamaError:
+    if what is None:
+        hint = "send one, or give explain a prompt"
+        return ErllamaError("not_found", f"{model_id!r} has had no request yet", hint)
+    name = str(what) if isinstance(what, Ref) else "that outcome"
+    return ErllamaError(
+        "not_found",
+        f"{name} is of none of the latest requests to {model_id!r}",
+        "ask the model that served it; for a prompt, explain tells what is cached now",
+    )
+
+
+def _explanation(host: ModelHost, noted: Noted, past: Past | None) -> dict[str, Any]:
+    """Return the map for a lookup.
+
+    :param past: the request it was for; None for a prompt that was only asked about.
+    """
+    text = TokenTexts(lambda tokens: host.call("detokenize", tokens))
+    beyond = host.cache.beyond(noted)
+    seen, apart = noted.seen, noted.seen.apart
+    kind, prefix_len = seen.kind, seen.prefix_len
+    if past is not None and past.admitted:
+        kind, prefix_len = past.kind, past.prefix_len
+    answer = _map(noted.total, kind, prefix_len)
+    answer["via"] = Atom(seen.via)
+    answer["exactness"] = Atom(seen.label) if seen.label and kind != "cold" else None
+    answer["tiers"] = {Atom(tier): tokens for tier, tokens in seen.tiers.items()}
+    answer["lookup_ms"] = noted.took_ns / 1e6
+    if past is not None and past.restore_ns is not None:
+        answer["restore_ms"] = past.restore_ns / 1e6
+    if apart is not None:
+        if apart.row is not None:
+            answer["nearest_row"] = {
+                "key": apart.row.key,
+                "tokens": apart.row.length,
+                "shared": apart.row.shared,
+            }
+        if apart.shared < noted.total:
+            answer["first_difference"] = _difference(noted, apart, text)
+    if beyond is None:
+        answer["other_keys"] = None
+    else:
+        answer["other_keys"] = [
+            {"shared": shared, "differs": differs} for shared, differs in beyond.others
+        ]
+        if beyond.evicted:
+            key, length = beyond.evicted
+            answer["evicted_row"] = {"key": key, "tokens": length}
+    reasons = list(_reasons(noted, past, answer))
+    answer["reason"] = Atom(reasons[0][0])
+    answer["why"] = "; ".join(words for _, words in reasons)
     return answer
 
 
-def _nearest(
-    tokens: bytes, apart: Divergence, text_of: Callable[[bytes], str | bytes]
-) -> dict[str, Any]:
-    at = apart.shared
-    cached = apart.cached_token
+def _unlooked(total: int, past: Past | None, *, caching: bool) -> dict[str, Any]:
+    """Return the map for a prompt that nothing was looked up for.
+
+    :param past: the request; None for a prompt that was only asked about.
+    :param caching: whether anything is cached for the model.
+    """
+    if not caching:
+        reason, words = "not_cached", "nothing is cached for this model"
+    elif past is None or not past.cached:
+        reason, words = "not_cached", "the request was to be computed without the cache"
+    elif past.over:
+        reason, words = "not_looked_up", "the request ended before anything was looked up for it"
+    else:
+        reason, words = "waiting", "the request waits for its turn: nothing is looked up yet"
+    answer = _map(total, "cold", 0)
+    return {**answer, "reason": Atom(reason), "why": words}
+
+
+def _map(total: int, kind: str, prefix_len: int) -> dict[str, Any]:
     return {
-        "key": apart.nearest_key,
-        "length": apart.nearest_length,
-        "shared": at,
-        "index": at,
-        "prompt_token": apart.prompt_token,
-        "prompt_text": text_of(tokens[at * 4 : at * 4 + 4]),
-        "cached_token": cached,
-        "cached_text": text_of(cached.to_bytes(4, "little")) if cached is not None else None,
-        "before": text_of(tokens[max(0, at - AROUND) * 4 : at * 4]),
+        "reason": None,
+        "why": "",
+        "kind": Atom(kind),
+        "via": None,
+        "prompt_tokens": total,
+        "prefix_len": prefix_len,
+        "exactness": None,
+        "tiers": {},
+        "lookup_ms": None,
+        "restore_ms": None,
+        "nearest_row": None,
+        "first_difference": None,
+        "evicted_row": None,
+        "other_keys": [],
     }
 
 
-def _why(found: Lookup, kind: str, total: int, nearest: dict[str, Any] | None) -> str:
-    if kind == "exact":
-        return f"a row of exactly these {total} tokens is cached"
-    if found.kind != "cold" and kind == "cold":
-        return "what was found could not be restored, and was computed instead"
-    parts = [] if kind == "cold" else [f"{found.prefix_len} of {total} tokens are cached"]
-    apart = found.divergence
-    if found.gated:
-        parts.append(f"{found.gated} more are cached, but quicker to compute than to restore")
-    elif apart is not None and apart.shared > found.prefix_len and apart.shared < total:
-        parts.append(_unused(found, apart))
-    if nearest and nearest["shared"] and nearest["cached_token"] is not None:
-        parts.append(
-            f"token {nearest['index']} is {nearest['prompt_text']!r}, "
-            f"where the nearest cached context has {nearest['cached_text']!r}"
-        )
-    elif nearest and not nearest["shared"]:
-        parts.append("no cached context begins with its first token")
-    for other in found.others[:1]:
-        names = ", ".join(other["differs"])
-        parts.append(f"{other['shared']} tokens are cached under another key: {names} differs")
-    return "; ".join(parts) or "nothing of it is cached"
+def _difference(noted: Noted, apart: Divergence, text: TokenTexts) -> dict[str, Any]:
+    ours, cached = noted.excerpt[-TOKEN_BYTES:], apart.cached_token
+    return {
+        "index": apart.shared,
+        "prompt_token": int.from_bytes(ours, "little"),
+        "prompt_text": text(ours),
+        "cached_token": cached,
+        "cached_text": None if cached is None else text(cached.to_bytes(TOKEN_BYTES, "little")),
+        "before": text(noted.excerpt[:-TOKEN_BYTES]),
+    }
 
 
-def _unused(found: Lookup, apart: Divergence) -> str:
-    if apart.shared < found.floor:
-        return f"{apart.shared} tokens are cached, below min_tokens ({found.floor})"
-    grades = ", ".join(apart.grades)
-    if found.wanted == "bit":
-        return f"{apart.shared} tokens are cached, but only part of them bit for bit ({grades})"
-    return f"{apart.shared} tokens are cached, some of them computed in another way ({grades})"
+# -- in words -------------------------------------------------------------------------------
+
+
+def _reasons(noted: Noted, past: Past | None, answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (reason, words), what weighs most first."""
+    if answer["kind"] == "exact":
+        yield "exact", f"all {_count(noted.total)} are cached, as a row of exactly these"
+        return
+    found = list(itertools.chain(_not_restored(noted, past), _held_back(noted), _not_there(answer)))
+    head = f"{noted.seen.prefix_len} of {_count(noted.total)} were found"
+    reason, words = found[0]
+    yield reason, words if noted.seen.kind == "cold" else f"{head}; {words}"
+    yield from found[1:]
+    if noted.parented and not noted.seen.resumes:
+        yield "parent_key", "parent_key is of no row that this prompt begins with"
+
+
+def _not_restored(noted: Noted, past: Past | None) -> Iterator[tuple[str, str]]:
+    """What was found and is not what the request began with."""
+    if past is None or not past.admitted or past.prefix_len >= noted.seen.prefix_len:
+        return
+    if past.stats and past.stats["cancelled"]:
+        yield "cancelled", "the request was cancelled before that was restored"
+    elif past.prefix_len:
+        yield "restore_failed", f"only {past.prefix_len} of them could be restored"
+    else:
+        yield "restore_failed", "they could not be restored, and were computed instead"
+
+
+def _held_back(noted: Noted) -> Iterator[tuple[str, str]]:
+    """What is cached and not used."""
+    seen, apart = noted.seen, noted.seen.apart
+    if apart is None:
+        return
+    # One token at least is left to compute.
+    most = min(apart.shared, noted.total - 1)
+    if seen.gated:
+        more = " more" if seen.prefix_len else ""
+        words = f"{seen.gated}{more} are cached, but quicker to compute than to restore"
+        yield "quicker_to_compute", words
+    elif most > seen.prefix_len:
+        yield _unused(noted, apart, most)
+    elif apart.shared == noted.total:
+        words = "all of them are cached, but no row of exactly these: the last is computed again"
+        yield "no_row", words
+
+
+def _unused(noted: Noted, apart: Divergence, most: int) -> tuple[str, str]:
+    cached = f"{_count(apart.shared)} {'is' if apart.shared == 1 else 'are'} cached"
+    if noted.seen.kind == "cold" and most < noted.floor:
+        return "below_min_tokens", f"{cached}, fewer than min_tokens ({noted.floor})"
+    if apart.whole:
+        return "whole_rows", f"{cached}, in a sequence that this model can only restore whole"
+    how = " or ".join(_how(grade) for grade in apart.grades)
+    if noted.bit:
+        taken = "exactness bit takes whole chunks that were prefilled alone"
+        return "not_bit_exact", f"{cached}, some of them {how}: {taken}"
+    return "computed_differently", f"{cached}, some of them computed in another way: {how}"
+
+
+def _how(grade: Grade) -> str:
+    match grade.kind:
+        case "P":
+            return f"prefilled in chunks of {grade.number}"
+        case "T":
+            return f"as the end of a prefill of {grade.end}"
+    threads = f"{grade.number} thread{'' if grade.number == 1 else 's'}"
+    return f"decoded or prefilled beside others, with {threads}"
+
+
+def _not_there(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is not cached under this key, where the prompt leaves what is."""
+    gone = answer["evicted_row"]
+    if gone is not None:
+        words = f"a row of its first {_count(gone['tokens'])} was cached, and has been evicted"
+        yield "evicted", words
+    for other in (answer["other_keys"] or ())[:1]:
+        fields = _differing(other["differs"])
+        yield "other_key", f"{_count(other['shared'])} of it under another key: {fields}"
+    apart = answer["first_difference"]
+    if apart is None:
+        return
+    at, ours, theirs = apart["index"], _quoted(apart["prompt_text"]), apart["cached_text"]
+    if not at:
+        yield "unknown", f"nothing that is cached begins with its first token, {ours}"
+    elif theirs is None:
+        yield "ended", f"the nearest cached context ends before token {at}, {ours}"
+    else:
+        words = f"token {at} is {ours}, where the nearest cached context has {_quoted(theirs)}"
+        yield "diverged", words
+
+
+def _differing(fields: dict[str, tuple[str, str]]) -> str:
+    if len(fields) > _FIELDS:
+        return f"{', '.join(fields)} differ"
+    return ", ".join(
+        f"{name} is {_short(here)} here and {_short(there)} there"
+        for name, (here, there) in fields.items()
+    )
+
+
+def _short(value: str) -> str:
+    cut = value if len(value) <= _VALUE_CHARS else f"{value[: _VALUE_CHARS - 1]}…"
+    return cut or "not set"
+
+
+def _quoted(text: str | bytes) -> str:
+    return repr(text if isinstance(text, str) else text.decode(errors="replace"))
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens} token{'' if tokens == 1 else 's'}"

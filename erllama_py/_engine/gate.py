@@ -47,7 +47,19 @@ class Gate:
             self.restore_ns[kind] = _mean(self.restore_ns.get(kind), took_ns / nbytes)
 
     def worth(self, payloads: Sequence[Payload]) -> int:
-        """Return how many payloads, from the front, to restore for the quickest prefill."""
+        """Return how many payloads, from the front, to restore for the quickest prefill.
+
+        A refusal is counted, and one in so many is not kept, to try again.
+        """
+        best = self.quicker(payloads)
+        if best < len(payloads):
+            self.refused += 1
+            if self.refused % _RETRY == 0:
+                return len(payloads)
+        return best
+
+    def quicker(self, payloads: Sequence[Payload]) -> int:
+        """Return the same for who only asks."""
         if self.prefill_ns is None or not self.restore_ns:
             return len(payloads)
         best, most_saved, restoring = 0, 0.0, 0.0
@@ -56,10 +68,6 @@ class Gate:
             saved = payload.node.end * self.prefill_ns - restoring
             if saved > most_saved:
                 best, most_saved = count, saved
-        if best < len(payloads):
-            self.refused += 1
-            if self.refused % _RETRY == 0:
-                return len(payloads)
         return best
 
 

@@ -55,6 +55,7 @@ from erllama_py._engine.frames import (
     Token,
     Trace,
 )
+from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
 from erllama_py.config import LoadConfig
@@ -142,6 +143,8 @@ class ModelHost:
         self._state = "loading"
         self._life: Life | None = None
         self._requests: dict[int, Request] = {}
+        self.history = History()
+        """What the cache had for the requests that are over."""
         self._ends: collections.deque[float] = collections.deque()
         self._phase = "idle"
         self.last_hit: dict[str, Any] | None = None
@@ -249,11 +252,11 @@ class ModelHost:
 
     def _end_unsent(self, request: Request) -> None:
         """Cancel a request that waits for the model to come back."""
-        with self._lock:
-            self._requests.pop(request.id, None)
+        self._forget(request)
         request.on_done(
             Done(request.id, "cancelled", None, b"", 0, 0, 0, saving=False), finish_key=None
         )
+        self.history.keep(past_of(request))
 
     def call(self, what: str, data: Any) -> Any:
         """Ask the model process something; waits while it is being restarted.
@@ -278,24 +281,33 @@ class ModelHost:
         """Return a live request by its number."""
         return self._requests.get(number)
 
+    @property
+    def requests(self) -> list[Request]:
+        """The live requests."""
+        return list(self._requests.values())
+
+    def _forget(self, request: Request) -> None:
+        """A request is over: only what its lookup found is kept."""
+        self.history.keep(past_of(request))
+        with self._lock:
+            self._requests.pop(request.id, None)
+
     # -- observability: never crosses the model process --------------------------------------
 
     @property
     def phase(self) -> str:
         """``idle``, ``prefilling`` or ``generating``."""
-        return self._phase if any(not r.over for r in list(self._requests.values())) else "idle"
+        return self._phase if any(not r.over for r in self.requests) else "idle"
 
     @property
     def pending_len(self) -> int:
         """Requests queued behind the running ones."""
-        return sum(not r.admitted and not r.over for r in list(self._requests.values()))
+        return sum(not r.admitted and not r.over for r in self.requests)
 
     @property
     def streams(self) -> int:
         """Admitted streaming requests."""
-        return sum(
-            r.admitted and r.mode == "infer" and not r.over for r in list(self._requests.values())
-        )
+        return sum(r.admitted and r.mode == "infer" and not r.over for r in self.requests)
 
     # -- frames from the model process, on the reader thread ----------------------------------
 
@@ -386,10 +398,9 @@ class ModelHost:
             self.cache.restored(request, frame)
             return
         self.cache.closed(request, prefilled=(frame.prefill_tokens, frame.prefill_ns))
-        with self._lock:
-            self._requests.pop(frame.id, None)
         if not request.over:  # a defect of ours, but nobody may wait for ever
             request.on_error(ErllamaError("closed", "the request ended without a result"))
+        self._forget(request)
         self.cache.replenish()
 
     def _handle_end(self, frame: Done | Failed) -> None:
@@ -400,8 +411,7 @@ class ModelHost:
             request.on_done(frame, self.cache.finish_key(request, frame))
         else:
             request.on_error(ErllamaError(_reason(frame.reason), frame.detail))
-            with self._lock:
-                self._requests.pop(frame.id, None)
+            self._forget(request)
 
     def _loaded(self, life: Life, frame: Loaded) -> None:
         self.info = frame.info
@@ -449,6 +459,7 @@ class ModelHost:
         for request in kept:
             request.closed = False
         for request in lost:
+            self.history.keep(past_of(request))
             self._fail(request, life, reason)
         for request in [r for r in kept if r.cancelled]:
             self._end_unsent(request)

@@ -20,7 +20,7 @@ from erllama_py.types import Atom, Event, Ref, next_serial, text_of
 
 if TYPE_CHECKING:
     from erllama_py._cache.lease import Lease
-    from erllama_py._engine.explain import Lookup
+    from erllama_py._engine.noted import Noted
 
 __all__ = ("Request",)
 
@@ -76,12 +76,12 @@ class Request:
         self.exactness: str | None = None
         self.tiers: dict[str, int] = {}
         """Tokens found by the kind of tier they were in."""
-        self.lookup: Lookup | None = None
+        self.lookup: Noted | None = None
         """What its lookup found, and what not."""
         self.trace: bytes | None = None
         """The logits every token was drawn from, float32, where they were asked for."""
-        self.restore_ns = 0
-        """Reading, verifying and unpacking, most of it beside other work."""
+        self.restore_ns: int | None = None
+        """Reading, verifying and unpacking, most of it beside other work; None before."""
 
         self._over = threading.Event()
         self.stats: dict[str, Any] | None = None
