@@ -52,7 +52,7 @@ LOGITS_KEPT: Final = 4
 
 GHOSTS_KEPT: Final = 4096
 """Evicted rows whose key and length are remembered, so that a ``parent_key`` still
-finds what is left of its row."""
+finds what is left of its row, and a prompt that misses it can be told."""
 
 
 class Index:
@@ -345,7 +345,6 @@ class Index:
         row.used = row.score = used_at
         row.nbytes = _chain_bytes(node)
         space.rows[key] = row
-        space.ghosts.pop(key, None)
         node.rows.add(row)
         self.rows[row] = None
         return row
@@ -545,7 +544,10 @@ class Index:
         space = row.space
         del space.rows[row.key]
         del self.rows[row]
-        space.ghosts[row.key] = Ghost(row.length, self.serial())
+        # Gone once, stored again by a request that missed it, and gone again: the first
+        # time still tells that request why, and what finds the row does not ask.
+        known = space.ghosts.pop(row.key, None)
+        space.ghosts[row.key] = known or Ghost(row.length, self.serial())
         if len(space.ghosts) > GHOSTS_KEPT:
             space.ghosts.popitem(last=False)
         row.live = False

@@ -64,11 +64,11 @@ class Row:
 
 
 class Ghost(NamedTuple):
-    """What is remembered of a row that is gone."""
+    """What is remembered of a row that is gone, or was before it was stored again."""
 
     length: int
     gone: int
-    """Serial number of its end."""
+    """Serial number of its end, the first if there were several."""
 
 
 class Space:
@@ -89,4 +89,4 @@ class Space:
         self.wholes.whole = True
         self.rows: dict[bytes, Row] = {}
         self.ghosts: OrderedDict[bytes, Ghost] = OrderedDict()
-        """Rows that are gone, by key."""
+        """Rows that are gone, or were, by key; who looks at rows first is not misled."""

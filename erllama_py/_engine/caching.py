@@ -284,10 +284,18 @@ class ModelCache:
     def preview(
         self, tokens: bytes, options: GenerateOptions, parent_key: bytes | None
     ) -> Noted | None:
-        """Return what a lookup would find now; None where nothing is cached for this model."""
+        """Return what a lookup would find now; None where nothing is cached for this model.
+
+        A parent row that is just being saved is waited for, as an admission does.
+        """
         namespace = self.namespace
         if namespace is None:
             return None
+        if parent_key is not None:
+            ready = threading.Event()
+            wait_s = self._policy.session_resume_wait_ms / 1000
+            namespace.await_row(parent_key, wait_s, ready.set)
+            ready.wait()
         began = time.perf_counter_ns()
         seen = namespace.preview(
             tokens,
