@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from erllama_py._cache.divergence import diverge
 from erllama_py._cache.grade import Want, streamed, whole_chunk
 from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.lease import Tail
@@ -84,6 +85,18 @@ def main() -> None:
     measure("key", lambda: space.key(tokens))
     measure("lookup and close, exact", lambda: admit(tokens))
     measure("lookup and close, partial", lambda: admit(diverging))
+    reached = index.search(root, diverging, want).tip
+
+    def ask_why() -> None:
+        seen = space.preview(diverging, chunk=CHUNK, threads=THREADS)
+        cache.elsewhere(space, diverging, 0, seen.mark)
+        space.evicted(diverging, 0, seen.mark)
+
+    measure("lookup and close, cold", lambda: admit(miss))
+    measure("divergence, with a lookup", lambda: diverge(root, diverging, reached))
+    measure("divergence, cold", lambda: diverge(root, miss, root.root))
+    measure("divergence, from the front", lambda: diverge(root, diverging, root.root))
+    measure("preview, and why", ask_why)
     measure("snapshot of 100 rows", lambda: cache.snapshot(limit=100))
     measure("reserve and release", reserve)
     cache.close()

@@ -188,6 +188,12 @@ COMMANDS: Final = {
                 Option(("--stop",), "end the live view"),
             ),
         ),
+        Command(
+            "why",
+            "Say what the latest cell's prompt hit in the cache, and why no more.",
+            "[REPLY]",
+            "variable",
+        ),
         Command("version", "Show the versions of the parts."),
         Command("help", "Show this.", "[COMMAND]", "command"),
     )

@@ -107,6 +107,7 @@ def generate(
     reply.format = arguments.format or "markdown"
     stream = erllama_py.api.infer(model, tokens, _options(arguments, limit))
     assert isinstance(stream, erllama_py.api.Stream)
+    reply.ref = stream.ref
     run = _Run(reply, stream, surface)
     try:
         run.follow()

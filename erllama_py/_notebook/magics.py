@@ -26,13 +26,14 @@ from erllama_py._notebook.completer import make_matcher
 from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens
 from erllama_py._notebook.models import Models
 from erllama_py._notebook.render import MODES, in_kernel, note, surface
+from erllama_py._notebook.reply import Reply
 from erllama_py._notebook.text import escape
+from erllama_py._notebook.why import why_report
 from erllama_py.errors import ErllamaError
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from erllama_py._notebook.reply import Reply
     from erllama_py._notebook.widgets.cache_view import CacheView
 
 __all__ = ("LAST_REPLY", "ErllamaMagics")
@@ -135,6 +136,15 @@ class ErllamaMagics(Magics):
             note(*report.cache_report())
             if arguments.live:
                 note("A live view needs a notebook: this is what the cache is now.")
+
+    def _why(self, arguments: argparse.Namespace) -> None:
+        name = arguments.argument or LAST_REPLY
+        found = self._shell.user_ns.get(name)
+        if not isinstance(found, Reply):
+            if arguments.argument is None:
+                raise BadUsage("no cell has been sent yet", "send one with %%erllama")
+            raise BadUsage(f"{name!r} is no reply", "%%erllama -o NAME binds one")
+        note(*why_report(erllama_py.api.explain(found.model, found.ref), found.model))
 
     def _version(self, _: argparse.Namespace) -> None:
         note(report.version_text())

@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 from erllama_py._notebook.text import clean, close_fence
+from erllama_py.types import Ref
 
 __all__ = ("Reply", "bundle")
 
@@ -23,6 +24,7 @@ class Reply:
         request had not answered yet.
     :ivar first_token_ms: from sending the prompt to the first token; ``None`` without one.
     :ivar limit: the most tokens it might have.
+    :ivar ref: of the request, for ``erllama_py.api.explain``.
     """
 
     def __init__(self, model: str, fingerprint: str, prompt_tokens: int, limit: int) -> None:
@@ -36,6 +38,7 @@ class Reply:
         self.stats = _NO_STATS
         self.first_token_ms: float | None = None
         self.interrupted = False
+        self.ref: Ref | None = None
 
     @property
     def finish_reason(self) -> str:

@@ -29,6 +29,8 @@ def offers(shell: Any, text: str) -> list[str]:
                                           "%erllama load x --exactness token"]),
         ("%erllama help ca", ["%erllama help cache"]),
         ("%erllama use ", ["%erllama use stub"]),
+        ("%erllama w", ["%erllama why"]),
+        ("%erllama why docu", ["%erllama why document"]),
         ("%%erllama --top-", ["%%erllama --top-k", "%%erllama --top-p"]),
         ("%%erllama --max 3 --m", ["%%erllama --min-p", "%%erllama --model"]),
         ("%%erllama --model ", ["%%erllama --model stub"]),

@@ -268,6 +268,7 @@ class FakeStream(api.Stream):
             Event("done", Ref(0), stats={"finish_reason": "stop", "cache_hit_kind": "cold"}),
         ]
         self._over = True
+        self.ref = Ref(0)
 
     def get(self, timeout: float) -> Event | None:
         if not self._events:
@@ -331,7 +332,7 @@ def test_the_reply_object(shell: Any, stub: Any) -> None:
 def test_help_lists_every_command(shell: Any) -> None:
     for code in ("%erllama", "%erllama help", "%erllama --help"):
         (text,) = shell.run(code)
-        for word in ("load MODEL", "cache", "%%erllama", "--temperature", "--fill"):
+        for word in ("load MODEL", "cache", "why [REPLY]", "%%erllama", "--temperature", "--fill"):
             assert word in text
     (text,) = shell.run("%erllama help load")
     assert "--n-ctx" in text
