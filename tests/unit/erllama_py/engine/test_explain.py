@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from erllama_py import api
-from erllama_py._engine.gate import Gate
 from erllama_py._engine.registry import core
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
@@ -23,9 +22,8 @@ KEYS = {
 
 
 @pytest.fixture(autouse=True)
-def restoring(empty_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore always, as the stub computes as fast; and forget what other tests evicted."""
-    monkeypatch.setattr(Gate, "quicker", lambda _, payloads: len(payloads))
+def forgetful(empty_cache: None) -> None:
+    """Forget what other tests evicted."""
     for namespace in core().cache._namespaces.values():
         namespace.space.ghosts.clear()
 
@@ -125,7 +123,7 @@ def test_each_thing_that_keeps_cached_tokens_from_use_is_named(
     assert api.explain(model, cut)["nearest_row"]["shared"] == 150
     bit = api.explain(model, OTHER, {"exactness": "bit"})
     assert (bit["reason"], bit["prefix_len"], bit["exactness"]) == ("not_bit_exact", 128, "bit")
-    monkeypatch.setattr(Gate, "quicker", lambda *_: 0)
+    monkeypatch.setattr(core().host(model).cache, "_quicker", lambda _: 0)  # not at the stub
     gated = api.explain(model, OTHER)
     assert (gated["reason"], gated["kind"]) == ("quicker_to_compute", "cold")
     assert "150 are cached, but quicker to compute" in gated["why"]

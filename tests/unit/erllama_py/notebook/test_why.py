@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from erllama_py import api, testing
-from erllama_py._engine.gate import Gate
 from erllama_py._notebook.args import BadUsage
 from erllama_py._notebook.why import why_report
 
@@ -45,12 +42,6 @@ COLD = {
     "prefix_len": 0,
     "tiers": {},
 }
-
-
-@pytest.fixture(autouse=True)
-def restoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore always: the stub computes as fast."""
-    monkeypatch.setattr(Gate, "quicker", lambda _, payloads: len(payloads))
 
 
 def test_the_report_says_what_was_hit_and_shows_the_fork() -> None:
