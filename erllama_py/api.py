@@ -15,10 +15,14 @@ from __future__ import annotations
 import queue
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, overload
 
+from erllama_py._cache.kvcfile import KvcDirectory
+from erllama_py._engine import exchange
 from erllama_py._engine.device_memory import device_memory
 from erllama_py._engine.explain import explain_prompt, explain_request
+from erllama_py._engine.exchange import TIMEOUT_S
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text
@@ -46,8 +50,10 @@ __all__ = (
     "embed",
     "evict",
     "explain",
+    "export_row",
     "find_models",
     "flush",
+    "import_rows",
     "infer",
     "last_cache_hit",
     "list_adapters",
@@ -472,6 +478,69 @@ def flush(timeout_s: float | None = None) -> bool:
     """
     done: bool = core().cache.flush(timeout_s)
     return done
+
+
+def export_row(key: bytes, directory: str | Path, *, timeout_s: float = TIMEOUT_S) -> str:
+    """Write a row of the cache into a KVC file; return its path.
+
+    Not in erllama, whose rows are such files from the start; ours are blocks until they
+    are exported.  *Export*, since the row stays in the cache as it is; one *row*, since
+    that is what a ``finish_key`` names.  The file is called ``<key in hex>.kvc``, so a
+    directory of them is what the original calls a disk tier.  It is the KV alone: without
+    logits, a prompt of exactly these tokens decodes its last one again.
+
+    :param key: 32 bytes, such as a ``finish_key``.
+    :param directory: made where it is not there.
+    :param timeout_s: how long to wait for a free slot of the model.
+    :raises ErllamaError: ``not_found``: no such row; ``model_not_loaded``: the model that
+        computed it is not loaded; ``busy``; ``window``: a sliding window has let go of
+        cells, so the row is not whole any more (load with ``swa_full``, or export shorter
+        rows); ``damaged``; ``{cannot_create_dir, Dir, Reason}``, or why it cannot be written.
+    """
+    if not isinstance(key, bytes):
+        raise BadCall("function_clause", f"a key is 32 bytes, not {key!r}")
+    rows = KvcDirectory(Path(directory))
+    return str(rows.save(*exchange.export(key, timeout_s)).path)
+
+
+def import_rows(
+    path: str | Path, *, trust: bool = False, timeout_s: float = TIMEOUT_S
+) -> dict[str, Any]:
+    """Take the row of a KVC file into the cache, or those of a directory.
+
+    Not in erllama, which finds rows in its directories by itself.  Afterwards they are
+    rows like any other, at exactness ``token``, for prompts that begin with their tokens.
+    The files stay; where a row is there already, nothing changes.
+
+    Each goes through a loaded model with the row's fingerprint, ``quant_type`` and
+    ``ctx_params_hash``, which checks it piece by piece: one that the engine does not take
+    is refused, and counted in ``corrupt_files``.
+
+    :param path: a file, or a directory whose ``*.kvc`` are meant.
+    :param trust: also take files that do not say which engine computed them, as the
+        original's.  Then it is you who says so: the same llama.cpp build, KV types, flash
+        attention and rope settings.  Another engine's KV of the same size cannot be told
+        from the right one, and the replies from it would be wrong.
+    :param timeout_s: how long each waits for a free slot.
+    :return: ``imported``, a list of keys, and ``refused``, a list of (path, error) of the
+        files of a directory that were not taken.
+    :raises ErllamaError: why the one file was not taken: ``model_not_loaded``, ``foreign``,
+        ``untrusted``, ``damaged``, ``rejected``, ``busy``, ``quota_exceeded``,
+        ``context_overflow``, ``window``, or what is wrong with the file.
+    """
+    where = Path(path)
+    if not where.is_dir():
+        return {
+            "imported": [exchange.import_file(where, trust=trust, timeout_s=timeout_s)],
+            "refused": [],
+        }
+    imported, refused = [], []
+    for file in sorted(where.glob("*.kvc")):
+        try:
+            imported.append(exchange.import_file(file, trust=trust, timeout_s=timeout_s))
+        except ErllamaError as error:
+            refused.append((str(file), error))
+    return {"imported": imported, "refused": refused}
 
 
 def vram_info() -> dict[str, int]:

@@ -104,4 +104,5 @@ _WORDS = {
     "invalid_content": "a message's content is not text",
     "unloaded": "the model was unloaded meanwhile",
     "not_supported": "not supported",
+    "busy": "it is in use; try again later",
 }

@@ -18,7 +18,8 @@ We need to know where these tables are, for two reasons:
   number of states is an assertion.  So a part's tables are compared with what they must
   be before the engine sees them.
 * They name the scratch sequence, whose number depends on the number of slots.  Written
-  as 0 the same tokens give the same bytes in every context; restoring ignores it.
+  as 0 the same tokens give the same bytes in every context; restoring ignores it.  What
+  somebody else packed may name another, but only one.
 
 Offsets are found by looking for the records, and sizes by difference, so that a layout
 with other heads is learnt as well.  One with other records (some models add two
@@ -87,6 +88,7 @@ class PartLayout:
         due = np.zeros(end - start, _RECORD_TYPE)
         due["pos"] = np.arange(start, end)
         due["sequences"] = 1
+        due["sequence"] = _HEAD.unpack_from(part)[1] if self._named else 0
         wanted = due.tobytes()
         tokens = end - start
         return all(table.tobytes() == wanted for table in self._records(part, tokens)) and all(

@@ -34,6 +34,10 @@ class Grade(NamedTuple):
     end: int = 0
     """T only: tokens of the prefill it was the last slice of."""
 
+    def __str__(self) -> str:
+        """Return what files say: ``P 256``, ``T 256 300``, ``S 2``."""
+        return " ".join(str(part) for part in (self.kind, self.number, self.end) if part)
+
 
 def whole_chunk(chunk: int) -> Grade:
     """P: prefilled alone in one whole aligned chunk."""

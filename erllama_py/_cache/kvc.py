@@ -183,7 +183,10 @@ class Facts(NamedTuple):
         return self.payload_offset + self.payload_length
 
     def info(self) -> dict[str, Any]:
-        """Return the original's map of a parsed file."""
+        """Return the original's map of a parsed file, and ``engine`` and ``grade`` of ours.
+
+        :meth:`Meta.from_map` takes it back.
+        """
         meta = self.meta
         found = {
             "magic": b"KVC",
@@ -210,6 +213,8 @@ class Facts(NamedTuple):
             "hostname": meta.hostname,
             "erllama_version": meta.erllama_version,
             "save_reason_detail": meta.save_reason_detail,
+            "engine": meta.engine,
+            "grade": Atom(meta.grade),
         }
         return {**found, **{name: value for name, value in optional.items() if value}}
 

@@ -48,6 +48,7 @@ __all__ = (
     "Saved",
     "Scan",
     "Staged",
+    "opened_row",
     "reason_of",
     "touch_hits",
 )
@@ -92,7 +93,7 @@ class Saved(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A row found by a scan; its payload is not checked yet."""
+    """A row found in a file; its payload is not checked yet."""
 
     key: bytes
     path: Path
@@ -435,6 +436,26 @@ class KvcDirectory:
             size = self._sizes.pop(key, 0)
         if size:
             self._on_bytes(-size)
+
+
+@contextlib.contextmanager
+def opened_row(path: Path) -> Iterator[tuple[int, Entry]]:
+    """Open the file of one row, of any name, and read all but its payload.
+
+    A name that is a key must be the row's own.  Yields its descriptor too.
+
+    :raises BadKvc: it is not a whole file, or not the one its name says.
+    :raises ErllamaError: the system's reason.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = stack.enter_context(_opened(path.resolve()))
+            entry = _read_facts(fd, path)
+        except OSError as error:
+            _refuse(error, path)
+        if _ROW.fullmatch(path.name):
+            kvc.check_key(entry.facts, bytes.fromhex(path.stem))
+        yield fd, entry
 
 
 def touch_hits(path: Path, hits: int) -> None:

@@ -277,6 +277,7 @@ class Lease:
         *,
         tail: Tail | None = None,
         logits: NewLogits | None = None,
+        counted: bool = True,
     ) -> bytes | None:
         """Publish a row of exactly these tokens; the extents are given away.
 
@@ -286,6 +287,7 @@ class Lease:
         (together with ``duplicate_dropped`` where the row was there before; better
         logits and a better grade of tail are taken over all the same).
 
+        :param counted: False for a row that was saved, and counted, before.
         :raises ValueError: the arguments contradict each other; the extents are still
             the caller's.
         """
@@ -304,17 +306,21 @@ class Lease:
                 if not before:
                     row.created = int(time.time())
                     self._shared.stored(self._namespace, row)
-            counters = self._shared.counters
-            if row is not None and not before:
-                counters.incr(f"saves_{reason}")
-            else:
-                counters.incr("saves_dropped")
-                counters.add("duplicate_dropped", int(before))
+            if counted:
+                self._count_save(reason, row, before=before)
             waiting = self._namespace.waiters.published(key) if row else []
             waiting += self._give_up(key)
             self._shared.settle()
         wake(waiting)
         return key if row else None
+
+    def _count_save(self, reason: str, row: Row | None, *, before: bool) -> None:
+        counters = self._shared.counters
+        if row is not None and not before:
+            counters.incr(f"saves_{reason}")
+        else:
+            counters.incr("saves_dropped")
+            counters.add("duplicate_dropped", int(before))
 
     def _add_tail(self, tokens: bytes, tail: Tail) -> bool:
         whole = walk(

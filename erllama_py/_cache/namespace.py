@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -16,14 +16,14 @@ from erllama_py._cache.lease import COUNTER_OF, Found, Lease
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Space
 from erllama_py._cache.tier import RAM
-from erllama_py._cache.trie import TOKEN_BYTES, Blob, Match, Node, Payload, walk
+from erllama_py._cache.trie import TOKEN_BYTES, Blob, Match, Node, Payload, tokens_upto, walk
 from erllama_py._cache.waiters import Waiters
 
 if TYPE_CHECKING:
     from erllama_py._cache.filetier import FileTier
     from erllama_py._cache.shared import Shared
 
-__all__ = ("Identity", "Namespace")
+__all__ = ("HeldRow", "Identity", "Namespace")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -42,6 +42,20 @@ class Identity(msgspec.Struct, frozen=True):
     def fingerprint_mode(self) -> str:
         """How the model's file was looked at: what ``file``, a mode and a digest, says."""
         return dict(self.engine).get("file", "").partition(":")[0] or "safe"
+
+
+class HeldRow(NamedTuple):
+    """A row that is pinned to be read as a whole."""
+
+    lease: Lease
+    """Its pieces cover the row and may reach beyond it; to be closed."""
+    tokens: bytes
+    grade: Grade
+    whole: bool
+    """Whether it is stored in one piece."""
+    reason: str
+    created: int
+    hits: int
 
 
 class Namespace:
@@ -343,6 +357,43 @@ class Namespace:
                 self.shared.counters.add("corrupt_files", damaged)
             self.shared.settle()
         return dropped
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is such a row."""
+        return key in self.space.rows
+
+    def hold_row(self, key: bytes, want: Want) -> HeldRow | None:
+        """Pin a row to be read, or return None where there is none.
+
+        It counts as no hit.  Payloads that ``want`` would take are preferred; for a copy
+        any will do.
+        """
+        with self.shared.lock:
+            row = self.space.rows.get(key)
+            if row is None:
+                return None
+            payloads: list[Payload] = []
+            node = row.node
+            while node.parent is not None:
+                best = node.usable(want.loosely) or next(iter(node.variants.values()), None)
+                if best is None:
+                    return None
+                payloads.insert(0, best)
+                node = node.parent
+            tokens = tokens_upto(row.node)[: row.length * TOKEN_BYTES]
+            root = self.space.root
+            found = Found("exact", row.length, row.length, payloads, None, "token", root, None)
+            grades = {payload.grade for payload in payloads}
+            grade = grades.pop() if len(grades) == 1 else want.stream
+            lease = Lease(self, tokens, want, found, counted=False)
+            whole, reason = row.node.whole, row.reason
+            return HeldRow(lease, tokens, grade, whole, reason, row.created, row.hits)
+
+    def fill(self, tokens: bytes, want: Want) -> Lease:
+        """Return a lease that blocks of a prompt can be added to, from the first one on."""
+        with self.shared.lock:
+            found = Found("cold", 0, 0, (), None, None, self.space.root, None)
+            return Lease(self, tokens, want, found, counted=False)
 
     # -- sequences in one piece ---------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -18,9 +19,11 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from erllama_py._cache.checksum import crc
 from erllama_py._cache.counters import Counters
 from erllama_py._cache.divergence import differing_fields, known
 from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.lease import Piece
 from erllama_py._cache.loading import load
 from erllama_py._cache.mover import Mover
 from erllama_py._cache.namespace import Identity, Namespace
@@ -175,6 +178,32 @@ class Cache:
             with contextlib.suppress(KeyError, OSError):
                 return (*tier.directory.descriptor(number), True)
         raise KeyError(number)
+
+    def number(self) -> int:
+        """Return a number for a segment of the caller's own, which no other has."""
+        return self._shared.numbers()
+
+    def holds(self, key: bytes) -> bool:
+        """Whether any namespace has a row of this key."""
+        return any(one.has(key) for one in list(self._namespaces.values()))
+
+    def read(self, piece: Piece) -> bytes | None:
+        """Return the bytes of a piece whose lease is open; None where they are damaged."""
+        extent = piece.extent
+        try:
+            fd, _, is_file = self.segment(extent.segment)
+        except KeyError:
+            return None
+        if is_file:
+            try:
+                data = os.pread(fd, piece.nbytes, extent.offset)
+            except OSError:
+                return None
+            finally:
+                os.close(fd)
+        else:
+            data = bytes(self.view(extent)[: piece.nbytes])
+        return data if len(data) == piece.nbytes and crc(data) == piece.crc else None
 
     def view(self, extent: Extent) -> memoryview:
         """Return a granted extent's bytes in this process."""

@@ -60,6 +60,9 @@ class Admission(Resuming):
         for job in self._cancelled:
             if job.id not in self._jobs or job.stage is Stage.CLOSING:
                 continue
+            if job.transfers:
+                self._fail(job, "cancelled", "")
+                continue
             job.begin(time.monotonic())
             self._admit(job, "cold", 0)
             self._finish(job, "cancelled")
@@ -148,7 +151,7 @@ class Admission(Resuming):
     def _ask(self, job: Job) -> None:
         now = time.monotonic()
         job.begin(now)
-        if not job.cached:
+        if not (job.cached or job.transfers):
             self._go_on_cold(job)
             return
         job.stage = Stage.LOOKUP
@@ -178,6 +181,9 @@ class Admission(Resuming):
     # -- back into the queue -----------------------------------------------------------------------
 
     def _preempt(self, job: Job) -> None:
+        if job.transfers:  # nobody waits for its tokens: whoever asked may ask again
+            self._fail(job, "busy", "running requests needed the cells")
+            return
         if job.restore:
             self._drop_restore(job)
         elif recorder := self._recorder_of(job):

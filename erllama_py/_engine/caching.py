@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from erllama_py._backends.base import BLOCK, BackendInfo
-from erllama_py._cache.grade import streamed, whole_chunk
+from erllama_py._cache.grade import Want, streamed, whole_chunk
 from erllama_py._cache.lease import Lease, NewLogits, Tail
 from erllama_py._cache.namespace import Identity, Namespace
 from erllama_py._cache.policy import should_finish_save
@@ -40,6 +40,7 @@ from erllama_py._engine.gate import Gate
 from erllama_py._engine.modelfile import ModelFile
 from erllama_py._engine.noted import Beyond, Noted, around
 from erllama_py._engine.tiers import home_of
+from erllama_py._engine.transfer import Transfer
 
 if TYPE_CHECKING:
     from erllama_py._cache.divergence import Seen
@@ -204,6 +205,11 @@ class ModelCache:
                 os.close(fd)
         self._segments.add(index)
 
+    @property
+    def reader(self) -> Want:
+        """What the model can use at exactness ``token``."""
+        return Want.of("token", self._chunk, self._threads)
+
     # -- requests ----------------------------------------------------------------------------
 
     def probe(self, tokens: bytes) -> int:
@@ -224,6 +230,9 @@ class ModelCache:
         namespace = self.namespace
         if namespace is None:  # its file is still being hashed
             life.send(Plan(frame.id, "cold", 0, 0, [], None, canonical=False, captured=0))
+            return
+        if isinstance(request, Transfer):
+            self._answer_transfer(request, life)
             return
         if frame.resume is not None or request.parent_key is None:
             self._answer(request, frame, life)
@@ -280,6 +289,19 @@ class ModelCache:
             request.exactness = lease.label
             request.tiers = dict(lease.tiers)
         life.send(self._plan(frame.id, lease))
+
+    def _answer_transfer(self, request: Transfer, life: Wire) -> None:
+        # As if admitted: where it ends the process, the next one is not to have it, too.
+        request.admitted = True
+        request.lend(life, self._cache.number())
+        request.restoring = [piece.node_id for piece in request.pieces]
+        try:
+            with self._lock:
+                for piece in request.pieces if request.mode == "export" else ():
+                    self._introduce(piece.extent.segment, life)
+        except KeyError:
+            request.pieces = []  # a file of another process's that is gone
+        life.send(request.plan())
 
     def preview(
         self, tokens: bytes, options: GenerateOptions, parent_key: bytes | None
@@ -358,6 +380,12 @@ class ModelCache:
 
     def restored(self, request: Request, frame: Restored) -> None:
         """The engine needs the plan's pieces no more."""
+        if isinstance(request, Transfer):
+            request.restoring = []
+            request.take_back()
+            if frame.bad and self.namespace:
+                self.namespace.quarantine(frame.bad, corrupt=frame.corrupt)
+            return
         self._cache.counters.add("load_total_ns", frame.load_ns)
         took = frame.load_ns + frame.read_ns
         request.restore_ns = (request.restore_ns or 0) + took
@@ -449,6 +477,10 @@ class ModelCache:
             namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc)
         lease.add_row(tokens, frame.reason, logits=logits)
 
+    def count_packing(self, took_ns: int) -> None:
+        """Count the time of a packing that is no request's save."""
+        self._cache.counters.add("pack_total_ns", took_ns)
+
     def finish_key(self, request: Request, frame: Done) -> bytes | None:
         """Return the key of the whole context, and announce its row where one follows.
 
@@ -476,11 +508,13 @@ class ModelCache:
         with self._lock:
             request.closed = True
             lease, request.lease = request.lease, None
-        if lease is None:
-            return
         if died and request.restoring and self.namespace:
             self.namespace.quarantine(request.restoring, corrupt=False)
         request.restoring = []
+        if isinstance(request, Transfer):
+            request.take_back()
+        if lease is None:
+            return
         if request.expected_row:
             lease.abandon_row(request.expected_row)
         lease.close()

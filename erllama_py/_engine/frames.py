@@ -22,6 +22,9 @@ A request's life on the wire::
             <-----------------------------  Done | Failed
             <-----------------------------  Closed      the slot is free again
 
+A *transfer* (``_engine/transfer.py``) is a request that restores a row to pack it in
+other pieces.  Its answer is Packed in place of all that is between Restored and Closed.
+
 An exact hit samples its first token from stored logits, so there Admitted and Token
 come before Restored.  The finish row's Captured and Saved come after Done: a reply
 waits for no save.
@@ -63,6 +66,8 @@ __all__ = (
     "Loaded",
     "Log",
     "Lookup",
+    "Packed",
+    "PackedPart",
     "Phase",
     "Plan",
     "Refused",
@@ -115,6 +120,15 @@ class Stored(msgspec.Struct, frozen=True, array_like=True):
     crc: int
 
 
+class PackedPart(msgspec.Struct, frozen=True, array_like=True):
+    """Positions [start, end) packed into ``nbytes`` bytes with their CRC-32C."""
+
+    start: int
+    end: int
+    nbytes: int
+    crc: int
+
+
 # -- core to model ---------------------------------------------------------------------
 
 
@@ -156,7 +170,7 @@ class Submit(Frame, frozen=True):
 
     id: int
     mode: str
-    """``complete``, ``infer`` or ``prefill_only``."""
+    """``complete``, ``infer`` or ``prefill_only``; of a transfer ``export`` or ``import``."""
     text: bytes | None
     tokens: bytes
     options: GenerateOptions
@@ -315,6 +329,17 @@ class SavedWhole(Frame, frozen=True):
     pack_ns: int
 
 
+class Packed(Frame, frozen=True):
+    """What a transfer was for: its tokens' KV in these parts.
+
+    They come as a descriptor of anonymous memory, one behind the other.
+    """
+
+    id: int
+    parts: list[PackedPart]
+    pack_ns: int
+
+
 class Trace(Frame, frozen=True):
     """The logits every token was drawn from, of a request with ``trace`` set.
 
@@ -405,6 +430,7 @@ AnyFrame = (
     | Captured
     | Saved
     | SavedWhole
+    | Packed
     | Trace
     | Done
     | Failed
@@ -419,7 +445,7 @@ LENGTH: Final = struct.Struct(">I")
 MAX_FRAME: Final = 256 << 20
 """A prompt of a million tokens is 4 MB; anything near this is a broken peer."""
 
-_WITH_DESCRIPTOR: Final = (Segment, SavedWhole, Trace)
+_WITH_DESCRIPTOR: Final = (Segment, SavedWhole, Packed, Trace)
 
 
 def carries_descriptor(frame: Frame) -> bool:

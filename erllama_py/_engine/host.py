@@ -46,6 +46,7 @@ from erllama_py._engine.frames import (
     LoadFailed,
     Log,
     Lookup,
+    Packed,
     Phase,
     Refused,
     Restored,
@@ -58,6 +59,7 @@ from erllama_py._engine.frames import (
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
+from erllama_py._engine.transfer import Transfer
 from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, next_serial
@@ -288,7 +290,8 @@ class ModelHost:
 
     def _forget(self, request: Request) -> None:
         """A request is over: only what its lookup found is kept."""
-        self.history.keep(past_of(request))
+        if not isinstance(request, Transfer):
+            self.history.keep(past_of(request))
         with self._lock:
             self._requests.pop(request.id, None)
 
@@ -359,9 +362,13 @@ class ModelHost:
 
     def _handle_descriptor(self, frame: AnyFrame, fd: int) -> None:
         """Handle a frame that came with anonymous memory, which is ours to close."""
-        request = self._requests.get(frame.id) if isinstance(frame, SavedWhole | Trace) else None
+        named = frame.id if isinstance(frame, SavedWhole | Packed | Trace) else 0
+        request = self._requests.get(named)
         if request is None:
             os.close(fd)
+        elif isinstance(frame, Packed) and isinstance(request, Transfer):
+            self.cache.count_packing(frame.pack_ns)
+            request.on_packed(frame, fd)
         elif isinstance(frame, SavedWhole):
             self.cache.saved_whole(request, frame, fd)
             self.cache.replenish()
@@ -411,6 +418,7 @@ class ModelHost:
             request.on_done(frame, self.cache.finish_key(request, frame))
         else:
             request.on_error(ErllamaError(_reason(frame.reason), frame.detail))
+            self.cache.closed(request)  # whatever follows is not for it any more
             self._forget(request)
 
     def _loaded(self, life: Life, frame: Loaded) -> None:

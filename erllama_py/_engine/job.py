@@ -13,6 +13,7 @@ from array import array
 
 from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
+from erllama_py._engine.prompt import GENERATING
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.stops import StopScanner
 from erllama_py._engine.trace import LogitsTrace
@@ -74,7 +75,7 @@ class Job:
         self.inherited = 0
         """Leading tokens of its own that its slot had when it was given to it."""
         self.restore: Restore | None = None
-        self.admitted = False
+        self.admitted = self.transfers
         """The core knows how it was admitted; a preempted job stays admitted."""
         self.preempted = False
 
@@ -116,7 +117,12 @@ class Job:
     @property
     def generates(self) -> bool:
         """Whether any token is to be drawn."""
-        return self.mode != "prefill_only" and self.target > 0
+        return self.mode in GENERATING and self.target > 0
+
+    @property
+    def transfers(self) -> bool:
+        """Whether it restores a row only to pack it in other pieces; see ``packing``."""
+        return self.mode in ("export", "import")
 
     @property
     def prefilling(self) -> bool:

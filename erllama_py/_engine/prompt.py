@@ -10,14 +10,16 @@ from array import array
 
 from erllama_py._backends.base import BackendInfo
 
-__all__ = ("refusal",)
+__all__ = ("GENERATING", "refusal")
+
+GENERATING = ("complete", "infer")
+"""Modes of requests that want tokens drawn."""
 
 
 def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str] | None:
     """Return (reason, detail) for a prompt the model cannot take, else ``None``.
 
-    A prompt that fills the context is taken by ``prefill_only``, which generates
-    nothing.
+    A prompt that fills the context is taken where nothing is to be generated.
     """
     if not tokens:
         return "empty_prompt", "the prompt has no tokens: give at least one"
@@ -26,7 +28,7 @@ def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str]
             "invalid_token",
             f"token {max(tokens)} is not in the model's vocabulary of {info.n_vocab}",
         )
-    if len(tokens) + (mode != "prefill_only") > info.n_ctx:
+    if len(tokens) + (mode in GENERATING) > info.n_ctx:
         detail = f"the prompt has {len(tokens)} tokens, the context {info.n_ctx} cells"
         return "context_overflow", f"{detail}: shorten it, or load with a larger n_ctx"
     return None

@@ -113,6 +113,10 @@ class Request:
         assert self.result is not None
         return self.result
 
+    def wait_for(self, timeout_s: float | None) -> bool:
+        """Block until it is over or the time is; return whether it is over."""
+        return self._over.wait(timeout_s)
+
     # -- called by the host ---------------------------------------------------------------
 
     def on_prompt(self, tokens: bytes) -> None:

@@ -8,9 +8,10 @@ rest.
 
 from __future__ import annotations
 
-from erllama_py._backends.base import BLOCK
+from erllama_py._backends.base import BLOCK, BackendError
 from erllama_py._engine.frames import Restored
 from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.packing import bounds, pack_parts
 from erllama_py._engine.replies import Replies
 from erllama_py._engine.restore import BadPiece, Restore
 
@@ -33,6 +34,9 @@ class Resuming(Replies):
         plan = restore.plan
         job.stage = Stage.RESTORE
         job.restore = restore
+        if job.transfers and not plan.pieces:
+            self._fail(job, "not_found", "the row was evicted meanwhile")
+            return
         job.exact = plan.kind == "exact"
         job.last_save = max(job.last_save, plan.prefix_len)
         fresh = job.generates and job.pending is None
@@ -58,7 +62,8 @@ class Resuming(Replies):
         if restore.plan.pieces:
             job.canonical = job.canonical and restore.plan.canonical
         have = 0
-        if restore.plan.pieces and not job.options.bit and self._backend.info.blocks:
+        shares = job.cached and not job.options.bit and self._backend.info.blocks
+        if restore.plan.pieces and shares:
             have = self._take_over(job, restore)
         if not have:
             self._clear_inherited(job)
@@ -130,6 +135,9 @@ class Resuming(Replies):
         plan, keep = restore.plan, restore.keep
         self._drop_restore(job)
         job.ledger, job.todo = job.todo[:keep], job.todo[keep:]
+        if job.transfers:
+            self._hand_over(job)
+            return
         job.captured = min(plan.captured, keep) // BLOCK * BLOCK if keep else plan.captured
         if keep:
             job.canonical = job.canonical and (keep == plan.keep or keep % self._chunk == 0)
@@ -150,9 +158,42 @@ class Resuming(Replies):
 
     def _restore_failed(self, job: Job, bad: BadPiece) -> None:
         """Report the bad node and go on cold, with an empty sequence."""
+        if job.transfers:
+            self._transfer_failed(job, bad)
+            return
         self._drop_restore(job, bad)
         if job.stage is Stage.CLOSING:
             self._release(job)
             return
         job.canonical = len(self._slots.running) == 1 and not self._slots.parked
         self._go_on_cold(job)
+
+    # -- transfers ---------------------------------------------------------------------------
+
+    def _hand_over(self, job: Job) -> None:
+        """A transfer's sequence is whole: pack it as it is wanted, and let it go."""
+        length, blocks = job.prompt_len, self._backend.info.blocks
+        if job.todo or self._backend.length(job.slot) != length:
+            self._fail(job, "window", "only part of the row could be restored")
+            return
+        try:
+            cuts = bounds(length, BLOCK if blocks and job.mode == "import" else length)
+            packed = pack_parts(self._backend, job.slot, cuts)
+        except BackendError as error:
+            self._fail(job, error.reason, error.detail)
+            return
+        number = job.id
+        self._out.defer(lambda: packed.frame(number), packed.fd)
+        self._release(job)
+
+    def _transfer_failed(self, job: Job, bad: BadPiece) -> None:
+        """A transfer's piece is damaged, or was refused, maybe only for want of cells."""
+        self._slots.clear(job.slot)
+        if bad.corrupt:
+            reason, detail = "damaged", "the payload is not what its checksum says"
+        elif self._slots.used() + job.prompt_len > self._backend.info.n_ctx:
+            reason, detail = "busy", f"there are no cells for its {job.prompt_len} tokens now"
+        else:
+            reason, detail = "rejected", "the engine does not take this payload"
+        self._drop_restore(job, None if reason == "busy" else bad)
+        self._fail(job, reason, detail)

@@ -128,6 +128,7 @@ class Scheduler(Admission):
     def _report_phase(self) -> None:
         working = [j for j in self._slots.running.values() if j.stage is not Stage.CLOSING]
         working += [j for j in self._queue if j.stage in (Stage.LOOKUP, Stage.RESTORE)]
+        working = [job for job in working if not job.transfers]
         if not working:
             phase = "idle"
         else:

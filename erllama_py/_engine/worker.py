@@ -50,7 +50,7 @@ from erllama_py._engine.frames import (
 )
 from erllama_py._engine.job import Job
 from erllama_py._engine.loader import Loader
-from erllama_py._engine.prompt import refusal
+from erllama_py._engine.prompt import GENERATING, refusal
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.scheduler import Scheduler
 from erllama_py._engine.sharedkv import SharedKv
@@ -197,7 +197,7 @@ class Worker:
                 self._out.put(Failed(frame.id, *refused))
                 return
             limit = backend.info.n_ctx - len(tokens)
-            if frame.mode != "prefill_only":
+            if frame.mode in GENERATING:
                 sampler = backend.new_sampler(frame.options.sampler)
         except BackendError as error:
             self._out.put(Failed(frame.id, error.reason, error.detail))

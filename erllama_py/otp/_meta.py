@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from erllama_py._cache.kvc import Meta
+from erllama_py._engine.exchange import provenance
 
 __all__ = ("meta_of",)
 
@@ -19,18 +17,4 @@ def meta_of(given: Mapping[str, Any]) -> Meta:
     :raises ErllamaError: ``{missing_key, K}``.
     :raises BadCall: a value is of the wrong kind.
     """
-    now = int(time.time())
-    ours = {
-        "creation_time": now,
-        "last_used_time": now,
-        "hostname": (platform.node() or "unknown").encode(),
-        "erllama_version": _version().encode(),
-    }
-    return Meta.from_map({**ours, **given})
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("erllama-py")
-    except importlib.metadata.PackageNotFoundError:  # run from its source, not installed
-        return "unknown"
+    return Meta.from_map({**provenance(), **given})

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from erllama_py._cache import kvcfile
+from erllama_py._cache import kvc, kvcfile
 from erllama_py._cache.kvc import BadKvc, Meta
 from erllama_py._cache.kvcfile import KvcDirectory, Saved, Staged
 from erllama_py._cache.reservations import TTL_NS
+from erllama_py._engine import exchange
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.otp._index import Index, index, key_argument
 from erllama_py.otp._meta import meta_of
@@ -83,6 +84,10 @@ def stop(server: Any) -> Atom:
 def save(server: Any, meta: Mapping[str, Any], payload: bytes) -> tuple[bytes, bytes, int]:
     """Save a row; it is in the index afterwards.
 
+    With ``engine`` in its map, as :func:`load` returns it, and that very engine loaded, the
+    row is soon in the engine's cache, too, and prompts can begin with it.  Without, it
+    stays a file: nobody knows what computed it (see :func:`erllama_py.api.import_rows`).
+
     :return: (key, header, size).  Those of the row that was there, if one was.
     :raises ErllamaError: ``{missing_key, K}``, ``quota_exceeded``, the system's reason.
     """
@@ -91,6 +96,7 @@ def save(server: Any, meta: Mapping[str, Any], payload: bytes) -> tuple[bytes, b
     facts = meta_of(meta)
     saved = where.rows.save(facts, _payload(payload))
     here.saved(where, saved, facts.tokens)
+    exchange.offer(saved.path, facts)
     return _answer(saved)
 
 
@@ -149,9 +155,11 @@ def abort_tmp(written: Mapping[str, Any]) -> Atom:
 def load(server: Any, key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
     """Return the info map and the payload of a row, or ``miss``.
 
+    A row of the engine's that is saved in this tier is put together by its model, which
+    waits for a free slot; :func:`erllama_py.api.export_row` says how it may fail.
+
     :raises ErllamaError: it was damaged, and is gone now, from the index too;
-        ``model_not_loaded``: the engine has it, and only a loaded model can put its
-        payload together.
+        ``model_not_loaded``: only a model that is not loaded can put it together.
     """
     here = index()
     where = here.server(server)
@@ -166,8 +174,23 @@ def load(server: Any, key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
     here.forget(key, path)
     row = here.source.row(key)
     if row is not None and row.tier == where.kind:
-        raise ErllamaError("model_not_loaded", "no loaded model can export this row")
+        return exported(key)
     return Atom("miss")
+
+
+def exported(key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
+    """Return the info map and the payload of a row of the engine's, or ``miss``.
+
+    :raises ErllamaError: see :func:`load`.
+    """
+    try:
+        meta, payload = exchange.export(key)
+    except ErllamaError as error:
+        if error.reason == "not_found":  # evicted meanwhile
+            return Atom("miss")
+        raise
+    prefix = kvc.prefix(meta, payload)
+    return kvc.parse_meta(prefix, len(prefix) + len(payload)).info(), payload
 
 
 def delete(server: Any, key: bytes) -> Atom:
@@ -234,6 +257,7 @@ def save_reserved(
         raise
     here.mark_published(key, token, os.fsencode(saved.path))
     here.announce_saved(key, token, saved.size, saved.header, meta.tokens)
+    exchange.offer(saved.path, meta)
 
 
 def _is_row_of(server: Server, path: Path) -> bool:

@@ -5,8 +5,9 @@ They count against the memory tier's quota, of which they may take a quarter.
 
 from __future__ import annotations
 
-from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.errors import BadCall
 from erllama_py.otp._index import index, key_argument
+from erllama_py.otp.cache_disk_srv import exported
 from erllama_py.types import Atom
 
 __all__ = ("delete", "load", "put", "size_bytes")
@@ -27,15 +28,15 @@ def put(key: bytes, slab: bytes, header: bytes) -> Atom:
 
 
 def load(key: bytes) -> bytes | Atom:
-    """Return a payload that was put, or ``miss``.
+    """Return a payload that was put, or that of a row of the engine's, or ``miss``.
 
-    :raises ErllamaError: ``model_not_loaded``: the engine has this row, and only a loaded
-        model can put its payload together.
+    :raises ErllamaError: as :func:`.cache_disk_srv.load`, for a row of the engine's.
     """
     here = index()
     found = here.slab(key_argument(key))
     if found is None and here.source.has(key):
-        raise ErllamaError("model_not_loaded", "no loaded model can export this row")
+        row = exported(key)
+        return row if isinstance(row, Atom) else row[1]
     return Atom("miss") if found is None else found
 
 
