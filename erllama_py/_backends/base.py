@@ -312,6 +312,7 @@ class Backend(Protocol):
 
         ``out`` must be writable.  Returns 0 where it is too small or the cells are gone
         (pruned window).  Without ``info.blocks`` only a whole sequence can be packed.
+        A whole one longer than a sliding window can be gone on from, but not be cut.
         """
 
     def unpack(self, seq: int, start: int, end: int, data: memoryview) -> None:

@@ -103,7 +103,8 @@ class LlamaBackend:
         why_not = verdict.why_not
         layout = None
         if not why_not:
-            layout = self._memory.layout = _learnt(verdict.parts, self._memory.scratch)
+            scratch, window = self._memory.scratch, self.info.n_swa
+            layout = self._memory.layout = _learnt(verdict.parts, scratch, window)
             if layout is None:
                 why_not = "the size of a packed part is not a head plus so much a token"
         self.info = msgspec.structs.replace(
@@ -267,8 +268,8 @@ class LlamaBackend:
         return np.frombuffer(memory, np.float32)
 
 
-def _learnt(parts: Sequence[Part], seq: int) -> PartLayout | None:
-    return learn([Sample(part.start, part.end, seq, part.data) for part in parts])
+def _learnt(parts: Sequence[Part], seq: int, window: int = 0) -> PartLayout | None:
+    return learn([Sample(part.start, part.end, seq, part.data) for part in parts], window)
 
 
 def _ours(sampler: Sampler) -> LlamaSampler:

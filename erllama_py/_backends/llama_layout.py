@@ -21,6 +21,9 @@ We need to know where these tables are, for two reasons:
   as 0 the same tokens give the same bytes in every context; restoring ignores it.  What
   somebody else packed may name another, but only one.
 
+With a sliding window the engine leaves out of the second half what the window has passed:
+a part longer than that has fewer cells there, the last ones.
+
 Offsets are found by looking for the records, and sizes by difference, so that a layout
 with other heads is learnt as well.  One with other records (some models add two
 coordinates) has no tables that we find; its parts then go unchecked.
@@ -57,6 +60,7 @@ class PartLayout:
     :param head: bytes of a part besides its tokens; ``per_token``: bytes of a token.
     :param tables: for each table its offset, and what that grows by for each token.
     :param states: the same for each record of a state.
+    :param window: most tokens that the second half has cells for; 0 for all.
     """
 
     def __init__(
@@ -65,16 +69,29 @@ class PartLayout:
         per_token: int,
         tables: Sequence[tuple[int, int]],
         states: Sequence[tuple[int, int]] = (),
+        window: int = 0,
     ) -> None:
         self._head = head
         self._per_token = per_token
         self._tables = tuple(tables)
         self._states = tuple(states)
         self._named = bool(self._tables or self._states)
+        self._window = window
 
     def size(self, tokens: int) -> int:
-        """Return the exact size of a part of so many tokens."""
-        return self._head + self._per_token * tokens
+        """Return the exact size of a part of so many tokens; 0 where it is not known."""
+        gone = self._gone(tokens)
+        if not gone:
+            return self._head + self._per_token * tokens
+        if len(self._tables) != 2:
+            return 0
+        # What comes before the second table is the first half's, and grows with all tokens.
+        second = self._per_token - self._tables[1][1]
+        return self._head + self._per_token * tokens - second * gone
+
+    def _gone(self, tokens: int) -> int:
+        """Return how many of so many tokens the second half has no cells for."""
+        return max(0, tokens - self._window) if self._window else 0
 
     def make_canonical(self, part: memoryview, tokens: int) -> None:
         """Write 0 for the sequence the part was packed through."""
@@ -85,26 +102,28 @@ class PartLayout:
 
     def fits(self, part: memoryview, start: int, end: int) -> bool:
         """Whether the part's records are those of tokens [start, end)."""
-        due = np.zeros(end - start, _RECORD_TYPE)
+        tokens = end - start
+        due = np.zeros(tokens, _RECORD_TYPE)
         due["pos"] = np.arange(start, end)
         due["sequences"] = 1
         due["sequence"] = _HEAD.unpack_from(part)[1] if self._named else 0
-        wanted = due.tobytes()
-        tokens = end - start
-        return all(table.tobytes() == wanted for table in self._records(part, tokens)) and all(
+        return all(
+            _same(table, due[tokens - len(table) :]) for table in self._records(part, tokens)
+        ) and all(
             _STATE.unpack_from(part, offset + growth * tokens) == _state_record(end)
             for offset, growth in self._states
         )
 
     def _records(self, part: memoryview, tokens: int) -> list[Any]:
+        gone = (0, self._gone(tokens))
         return [
-            np.frombuffer(part, _RECORD_TYPE, tokens, offset + growth * tokens)
-            for offset, growth in self._tables
+            np.frombuffer(part, _RECORD_TYPE, tokens - gone[at > 0], offset + growth * tokens)
+            for at, (offset, growth) in enumerate(self._tables)
         ]
 
 
-def learn(samples: Sequence[Sample]) -> PartLayout | None:
-    """Learn the layout from parts of at least two lengths.
+def learn(samples: Sequence[Sample], window: int = 0) -> PartLayout | None:
+    """Learn the layout from parts of at least two lengths, none longer than the window.
 
     Returns None where a size is not a head plus so much a token.
     """
@@ -117,15 +136,21 @@ def learn(samples: Sequence[Sample]) -> PartLayout | None:
     if _named(short):
         tables = _places(short, long, _cell_table)
         states = _places(short, long, lambda sample: _STATE.pack(*_state_record(sample.end)))
-    layout = PartLayout(head, per_token, tables, states)
+    layout = PartLayout(head, per_token, tables, states, window)
     for sample in samples:
         if layout.size(_length(sample)) != len(sample.data):
             return None
         part = memoryview(bytearray(sample.data))
         layout.make_canonical(part, _length(sample))
         if not layout.fits(part, sample.start, sample.end):
-            return PartLayout(head, per_token, ())
+            return PartLayout(head, per_token, (), window=window)
     return layout
+
+
+def _same(table: Any, due: Any) -> bool:
+    """Compare records in any order: theirs is that of the cells, which may have been reused."""
+    wanted = due.tobytes()
+    return bool(table.tobytes() == wanted or np.sort(table, order="pos").tobytes() == wanted)
 
 
 def _length(sample: Sample) -> int:

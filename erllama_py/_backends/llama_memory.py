@@ -11,6 +11,10 @@ Positions tell: a sequence's lowest and highest are asked for after every operat
 For a sliding window they are those of the windowed half of the cache.  A part's own
 table of positions is checked before the engine sees it (``llama_layout`` says why).
 
+A whole sequence that is longer than a sliding window goes without the windowed cells
+that nothing looks at any more; the engine leaves them out by itself.  What it packed can
+be gone on from at its very end, and is not cut into parts.
+
 Recurrent and hybrid models keep *states*, one for all tokens of a sequence, which have
 neither parts nor a way back.  Of them whole rows are packed, from the sequence itself;
 their lowest and highest position are both that of the last token, and where the two
@@ -141,7 +145,7 @@ class Memory:
         address = _address(np.frombuffer(data, np.uint8))
         read = native.llama_state_seq_set_data(self._context, address, size, target)
         span = self._span(target)
-        fits = self._is_whole(span, end) if self.whole_rows else span == (start, end - 1)
+        fits = self._is_whole(span, end) if self.whole_rows else self._is_part(span, start, end)
         if read != size or not fits:
             native.llama_memory_seq_rm(self._memory, target, -1, -1)
             raise RestoreFailed(
@@ -176,7 +180,7 @@ class Memory:
         if self.whole_rows:
             return seq if start == 0 and self._is_whole(self._span(seq), end) else None
         native.llama_memory_seq_cp(self._memory, seq, self.scratch, start, end)
-        if self._span(self.scratch) == (start, end - 1):
+        if self._is_part(self._span(self.scratch), start, end):
             return self.scratch
         self._take_back(self.scratch)
         return None
@@ -184,6 +188,13 @@ class Memory:
     def _take_back(self, source: int) -> None:
         if source == self.scratch:
             native.llama_memory_seq_rm(self._memory, source, -1, -1)
+
+    def _is_part(self, span: tuple[int, int], start: int, end: int) -> bool:
+        """Whether a sequence of this span is the part, with all the cells it is used for."""
+        lowest, highest = span
+        if start == 0 and 0 < self._n_swa < end:
+            return highest == end - 1 and 0 <= lowest <= end - self._n_swa
+        return span == (start, end - 1)
 
     def _is_whole(self, span: tuple[int, int], length: int) -> bool:
         """Whether a sequence of this span is whole and ``length`` tokens long."""

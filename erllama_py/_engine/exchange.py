@@ -266,7 +266,7 @@ def _enter(namespace: Namespace, host: ModelHost, transfer: Transfer, meta: Meta
     tail = None
     with namespace.fill(meta.tokens, want) as lease:
         for part, extent in _copies(transfer):
-            if not host.info.blocks:
+            if not host.info.blocks or part.end - part.start > core().cache.block:
                 namespace.add_whole(meta.tokens, want.stream, extent, part.nbytes, part.crc)
             elif part.end - part.start == core().cache.block:
                 run = meta.tokens[part.start * TOKEN_BYTES : part.end * TOKEN_BYTES]

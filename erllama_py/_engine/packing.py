@@ -55,8 +55,8 @@ def pack_parts(backend: Backend, slot: int, cuts: Sequence[tuple[int, int]]) -> 
     if not all(sizes):
         raise BackendError(
             "window",
-            f"the sliding window of {backend.info.n_swa} tokens has let go of cells of this row:"
-            " only with swa_full, or a shorter row, is it whole",
+            f"cells of this row that its sliding window of {backend.info.n_swa} tokens still"
+            " looks at are gone",
         )
     fd = -1
     try:

@@ -172,12 +172,13 @@ class Resuming(Replies):
 
     def _hand_over(self, job: Job) -> None:
         """A transfer's sequence is whole: pack it as it is wanted, and let it go."""
-        length, blocks = job.prompt_len, self._backend.info.blocks
+        length, info = job.prompt_len, self._backend.info
+        divides = info.blocks and (length <= info.n_swa or not info.n_swa)
         if job.todo or self._backend.length(job.slot) != length:
             self._fail(job, "window", "only part of the row could be restored")
             return
         try:
-            cuts = bounds(length, BLOCK if blocks and job.mode == "import" else length)
+            cuts = bounds(length, BLOCK if divides and job.mode == "import" else length)
             packed = pack_parts(self._backend, job.slot, cuts)
         except BackendError as error:
             self._fail(job, error.reason, error.detail)
@@ -194,6 +195,6 @@ class Resuming(Replies):
         elif self._slots.used() + job.prompt_len > self._backend.info.n_ctx:
             reason, detail = "busy", f"there are no cells for its {job.prompt_len} tokens now"
         else:
-            reason, detail = "rejected", "the engine does not take this payload"
+            reason, detail = "rejected", f"the engine does not take this payload: {bad.__cause__}"
         self._drop_restore(job, None if reason == "busy" else bad)
         self._fail(job, reason, detail)

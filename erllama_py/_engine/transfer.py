@@ -10,7 +10,8 @@ mode      restores                               is packed as
 export    the pieces of a row, pinned by the     one payload, as a file holds it
           caller
 import    one payload, from a descriptor of the  blocks and a tail; one payload where the
-          caller's                               model cannot use blocks
+          caller's                               model cannot use blocks, or where its
+                                                 sliding window is shorter than the row
 ========  =====================================  ========================================
 
 What came from outside goes through the engine once before anything of it is stored: a

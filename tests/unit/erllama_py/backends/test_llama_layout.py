@@ -81,3 +81,48 @@ def test_irregular_sizes_have_no_layout() -> None:
     odd = samples()
     odd[1] = odd[1]._replace(data=odd[1].data + b"\0")
     assert learn(odd) is None
+
+
+def windowed(tokens: int, window: int, *, turn: int = 0) -> bytes:
+    """Build a whole sequence whose second half has its last ``window`` cells, turned around."""
+    first = part(0, tokens, halves=1)
+    second = part(max(0, tokens - window), tokens)
+    at = len(part(max(0, tokens - window), tokens, halves=1))
+    data = bytearray(first + second[at:])
+    table = len(first) + 8
+    records = data[table : table + 12 * window]
+    data[table : table + 12 * window] = records[12 * turn :] + records[: 12 * turn]
+    return bytes(data)
+
+
+def test_beyond_a_window_the_second_half_has_its_last_cells() -> None:
+    layout = learn(samples(), window=40)
+    assert layout is not None
+    assert layout.size(64) == len(part(0, 64)) - 24 * (ROW + 12)
+    for turn in (0, 5):
+        data = bytearray(windowed(64, 40, turn=turn))
+        assert len(data) == layout.size(64)
+        layout.make_canonical(memoryview(data), 64)
+        assert layout.fits(memoryview(data), 0, 64)
+        assert not layout.fits(memoryview(data), 1, 65)
+        second = len(part(0, 64, halves=1)) + 8
+        for table, cells in ((16, 64), (second, 40)):
+            for bit in range(cells * 12 * 8):
+                data[table + bit // 8] ^= 1 << bit % 8
+                assert not layout.fits(memoryview(data), 0, 64)
+                data[table + bit // 8] ^= 1 << bit % 8
+    assert layout.size(40) == len(part(0, 40))
+
+
+def test_beyond_a_window_a_layout_without_tables_has_no_known_size() -> None:
+    layout = learn(samples(record="<iIiii"), window=40)
+    assert layout is not None
+    assert (layout.size(40) > 0, layout.size(41)) == (True, 0)
+
+
+def test_another_sequences_part_fits_as_a_whole_only() -> None:
+    layout = learnt()
+    data = bytearray(part(0, 8))
+    assert layout.fits(memoryview(data), 0, 8)
+    data[4:8] = bytes(4)
+    assert not layout.fits(memoryview(data), 0, 8)

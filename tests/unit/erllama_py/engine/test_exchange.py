@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ def rewritten(path: str, meta: Callable[[kvc.Meta], dict], payload: bytes | None
     known = {name: getattr(facts.meta, name) for name in facts.meta.__struct_fields__}
     changed = kvc.Meta(**{**known, **meta(facts.meta)})
     body = data[facts.payload_offset :] if payload is None else payload
-    return KvcDirectory(Path(path).parent / "rewritten").save(changed, body).path
+    return KvcDirectory(Path(tempfile.mkdtemp(dir=Path(path).parent))).save(changed, body).path
 
 
 # -- there and back -----------------------------------------------------------------------

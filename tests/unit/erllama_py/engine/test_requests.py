@@ -7,6 +7,7 @@ import time
 import pytest
 
 from erllama_py import api
+from erllama_py._engine.registry import core
 from erllama_py.errors import BadCall, ErllamaError, ModelGone, NotSupported
 from erllama_py.testing import record, stub_model
 from tests.waiting import wait_for
@@ -229,6 +230,17 @@ def test_a_step_that_fails_alone_fails_its_request_and_the_model_serves_on() -> 
         assert last.kind == "error"
         assert last.reason == "decode_failed"
         assert api.complete(model, "a", {"response_tokens": 2})["generated"]
+
+
+def test_a_request_that_fails_holds_nothing_of_the_cache() -> None:
+    head = list(range(200))
+    with stub_model(stub_opts={"fail_at_step": 3, "step_delay_ms": 5}) as model:
+        key = api.prefill_only(model, head)["finish_key"]
+        wait_for(lambda: core().cache.holds(key))
+        last = record(api.infer(model, [*head, 1], {"response_tokens": 12}))[-1]
+        assert last.kind == "error"
+        core().cache.gc()
+        assert core().cache.snapshot(limit=0)["blocks"]["payloads"] == 0
 
 
 def test_bit_requests_run_alone_and_the_others_after_them() -> None:
