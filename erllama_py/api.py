@@ -486,16 +486,16 @@ def export_row(key: bytes, directory: str | Path, *, timeout_s: float = TIMEOUT_
     Not in erllama, whose rows are such files from the start; ours are blocks until they
     are exported.  *Export*, since the row stays in the cache as it is; one *row*, since
     that is what a ``finish_key`` names.  The file is called ``<key in hex>.kvc``, so a
-    directory of them is what the original calls a disk tier.  It is the KV alone: without
-    logits, a prompt of exactly these tokens decodes its last one again.
+    directory of them is what the original calls a disk tier.  It is the KV alone, without
+    logits.
 
     :param key: 32 bytes, such as a ``finish_key``.
     :param directory: made where it is not there.
     :param timeout_s: how long to wait for a free slot of the model.
     :raises ErllamaError: ``not_found``: no such row; ``model_not_loaded``: the model that
-        computed it is not loaded; ``busy``; ``window``: a sliding window has let go of
-        cells, so the row is not whole any more (load with ``swa_full``, or export shorter
-        rows); ``damaged``; ``{cannot_create_dir, Dir, Reason}``, or why it cannot be written.
+        computed it is not loaded; ``busy``: no slot was free in time; ``window``: it ends
+        inside a longer row, where the cells that a sliding window looks at are gone;
+        ``damaged``; ``{cannot_create_dir, Dir, Reason}``, or why it cannot be written.
     """
     if not isinstance(key, bytes):
         raise BadCall("function_clause", f"a key is 32 bytes, not {key!r}")
@@ -508,9 +508,11 @@ def import_rows(
 ) -> dict[str, Any]:
     """Take the row of a KVC file into the cache, or those of a directory.
 
-    Not in erllama, which finds rows in its directories by itself.  Afterwards they are
-    rows like any other, at exactness ``token``, for prompts that begin with their tokens.
-    The files stay; where a row is there already, nothing changes.
+    Not in erllama, which finds rows in its directories by itself.  Afterwards they serve
+    at exactness ``token``: a repeat is ``exact`` and decodes its last token again, any
+    prompt that begins alike is ``partial``.  Rows of models that keep states, and rows
+    longer than a sliding window, cannot be cut: they serve prompts that go on from their
+    very end.  The files stay; what is there already stays as it is.
 
     Each goes through a loaded model with the row's fingerprint, ``quant_type`` and
     ``ctx_params_hash``, which checks it piece by piece: one that the engine does not take
@@ -526,7 +528,7 @@ def import_rows(
         files of a directory that were not taken.
     :raises ErllamaError: why the one file was not taken: ``model_not_loaded``, ``foreign``,
         ``untrusted``, ``damaged``, ``rejected``, ``busy``, ``quota_exceeded``,
-        ``context_overflow``, ``window``, or what is wrong with the file.
+        ``context_overflow``, or what is wrong with the file.
     """
     where = Path(path)
     if not where.is_dir():

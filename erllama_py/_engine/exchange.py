@@ -75,9 +75,10 @@ def export(key: bytes, timeout_s: float = TIMEOUT_S) -> Exported:
     """Return a row of the engine's cache as one payload.
 
     :raises ErllamaError: ``not_found``: no such row; ``model_not_loaded``: no loaded model
-        has it; ``busy``: no slot or cells were free in time; ``window``: cells of a
-        sliding window are gone, so the row is not whole; ``damaged``: it was, and is gone
-        now; ``oom``, ``context_overflow``.
+        has it; ``busy``: no slot or cells were free in time; ``window``: it ends inside a
+        longer row, where the cells of a sliding window are gone; ``damaged``: it was, and
+        is gone now; ``rejected``: the engine took it no more; ``oom``,
+        ``context_overflow``.
     :raises ModelGone: the model ended meanwhile.
     """
     host, namespace = _holder(key)
@@ -209,6 +210,8 @@ def import_file(path: Path, *, trust: bool = False, timeout_s: float = TIMEOUT_S
                 core().cache.counters.incr("corrupt_files")
             raise
     try:
+        if host.cache.namespace is not namespace:  # restarted, from another file
+            raise ErllamaError("foreign", f"the model {host.id!r} is another one now")
         _enter(namespace, host, transfer, facts.meta)
     finally:
         os.close(transfer.fd)

@@ -2,7 +2,7 @@
 
 What a *transfer* is for: a row leaves the cache as one payload, for a file, or a file's
 payload comes in and leaves as the blocks and the tail that the cache stores.  Either way
-the model process restores it into a spare sequence, packs it here in one go, between two
+the model process restores it into a free slot, packs it here in one go, between two
 ticks, and the sequence is gone.
 """
 
