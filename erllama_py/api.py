@@ -21,8 +21,8 @@ from typing import Any, Self, overload
 from erllama_py._cache.kvcfile import KvcDirectory
 from erllama_py._engine import exchange
 from erllama_py._engine.device_memory import device_memory
-from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.exchange import TIMEOUT_S
+from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import refusal
 from erllama_py._engine.registry import Watcher, core, id_text

@@ -285,8 +285,8 @@ class ModelHost:
 
     @property
     def requests(self) -> list[Request]:
-        """The live requests."""
-        return list(self._requests.values())
+        """The live requests of callers."""
+        return [one for one in list(self._requests.values()) if not isinstance(one, Transfer)]
 
     def _forget(self, request: Request) -> None:
         """A request is over: only what its lookup found is kept."""
