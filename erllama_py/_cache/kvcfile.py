@@ -126,7 +126,8 @@ class KvcDirectory:
     """Thread-safe; several processes may use one directory.
 
     :param path: created where it is not there.
-    :param quota: most bytes of rows, those being written included; None for no limit.
+    :param quota: tells the most bytes of rows, those being written included; None for no
+        limit.
         Counts what :meth:`scan` found and this object saved, not what other processes
         add later.
     :param on_corrupt: called for each damaged row that is removed.
@@ -138,7 +139,7 @@ class KvcDirectory:
         self,
         path: Path,
         *,
-        quota: int | None = None,
+        quota: Callable[[], int] | None = None,
         on_corrupt: Callable[[], None] = lambda: None,
         on_bytes: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -416,10 +417,11 @@ class KvcDirectory:
     def _grant(self, size: int) -> None:
         with self._lock:
             used = self._staged + sum(self._sizes.values())
-            if self.quota is not None and used + size > self.quota:
+            quota = used + size if self.quota is None else self.quota()
+            if used + size > quota:
                 raise ErllamaError(
                     "quota_exceeded",
-                    f"{size} bytes more than {used} do not fit into {self.quota} in {self.dir}",
+                    f"{size} bytes more than {used} do not fit into {quota} in {self.dir}",
                     "evict rows first, or raise the tier's quota",
                 )
             self._staged += size

@@ -388,7 +388,7 @@ class Index:
         path = directory_of(where)
         server = self.servers.start(name, kind, lambda: self._directory(kind, path))
         try:
-            server.rows.quota = self.source.start_tier(kind, server.name, path) // _SHARE
+            server.rows.quota = self.source.start_tier(kind, server.name, path, _SHARE)
         except BaseException:
             self.servers.stop(name)
             raise

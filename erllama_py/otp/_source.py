@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -75,9 +75,11 @@ class Source(Protocol):
     def evict(self, target: int | None, kinds: Collection[str]) -> tuple[int, int]:
         """Evict until so many bytes are free, or all that may go; return (rows, bytes)."""
 
-    def start_tier(self, kind: str, name: str, path: Path) -> int:
-        """Let models be saved to a directory under this name; return its byte quota.
+    def start_tier(self, kind: str, name: str, path: Path, share: int) -> Callable[[], int]:
+        """Let models be saved to a directory under this name.
 
+        :param share: one part in so many of its quota is for rows put in by hand.
+        :return: tells how many bytes those may take.
         :raises ErllamaError: it cannot be used.
         """
 
@@ -170,16 +172,21 @@ class CacheSource:
         """Evict rows and blocks."""
         return self.cache.clear() if target is None else self.cache.evict_bytes(target, kinds)
 
-    def start_tier(self, kind: str, name: str, path: Path) -> int:
+    def start_tier(self, kind: str, name: str, path: Path, share: int) -> Callable[[], int]:
         """Let models be saved to a directory under this name."""
         try:
-            return start_tier(self.cache, kind, name, path).quota
+            tier = start_tier(self.cache, kind, name, path)
         except OSError as error:
             raise ErllamaError(
                 (Atom("cannot_create_dir"), os.fsencode(path), reason_of(error)),
                 f"cannot use {path}: {error.strerror}",
                 "name a directory you may write to",
             ) from error
+        theirs = tier.quota // share
+        # From now on the engine leaves them their share; what it has of it already it
+        # keeps, and they get the less.
+        tier.directory.quota = tier.quota - theirs
+        return lambda: min(theirs, tier.quota - tier.directory.capacity)
 
     def tier(self, name: object) -> tuple[str, Path] | None:
         """Return kind and directory of a tier that the engine uses."""

@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_nothing(watched: Watched, monkeypatch: pytest.Monkey
 
 def test_a_quota_counts_rows_and_those_being_written(tmp_path: Path):
     size = len(kvc.build(META, b"payload"))
-    watched = Watched(tmp_path, quota=2 * size)
+    watched = Watched(tmp_path, quota=lambda: 2 * size)
     watched.dir.save(meta_of(1, 2, 3), b"payload")
     staged = watched.dir.write_tmp(meta_of(1, 2, 4), b"payload")
     assert reason(lambda: watched.dir.write_tmp(meta_of(1, 2, 5), b"payload")) == "quota_exceeded"

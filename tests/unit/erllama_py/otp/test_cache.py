@@ -656,3 +656,32 @@ def test_identities_of_the_lab_are_those_of_its_rows(lab: Lab):
     }
     found = cache.lookup_longest_prefix(meta, [1] * 20, 8, 8)
     assert found == (16, cache_meta_srv.lookup_exact(key))
+
+
+def test_rows_by_hand_and_containers_share_one_quota(tmp_path: Path) -> None:
+    quota, where = 1 << 19, tmp_path / "rows"
+    one, of_core = Lab(QUOTA, path=where, disk=quota), core()
+    before, of_core._cache = of_core._cache, one.cache
+    try:
+
+        def taken() -> int:
+            return sum(file.stat().st_size for file in where.iterdir())
+
+        def fill(first: int) -> None:
+            for number in range(first, first + 30):
+                one.request([number] * 40, logits=False)
+                one.cache.flush()
+                assert taken() <= quota
+
+        fill(1)
+        assert taken() > quota * 3 // 4, "the engine has a part of the rows' quarter"
+        full = bytes(quota // 4)
+        assert reason(cache_disk_srv.save, "disk", meta_of(9), full) == "quota_exceeded"
+        one.cache.gc()
+        fill(100)
+        cache_disk_srv.save("disk", meta_of(9), full[:-4096])
+        assert quota * 3 // 4 < taken() <= quota
+        fill(200)
+    finally:
+        of_core._cache = before
+        one.cache.close()
