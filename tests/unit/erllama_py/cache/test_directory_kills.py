@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.containers import ONE, QUOTA, TWO, opened, sizes, whole
+from tests.killserver import KillServer
 
 KILLS = 400
 """Children that are killed, in all."""
 LINEAGES = 4
 """Directories; the children of one follow each other in it."""
 
-ROOT = Path(__file__).resolve().parents[4]
-
-
-class Server:
-    """A process that forks children which are killed."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.container_kills"]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def run(self, **trial: object) -> dict:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(trial), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(10)
-
 
 @pytest.fixture(scope="module")
 def server():
-    made = Server()
+    made = KillServer("tests.container_kills")
     yield made
     made.close()
 
@@ -60,7 +33,7 @@ class Lineage:
         self.first = 0
         self.kills = 0
 
-    def trial(self, server: Server) -> None:
+    def trial(self, server: KillServer) -> None:
         """Let a child be killed, and look at what is there."""
         how = self.rng.choice(("before", "half", "after"))
         timed = self.rng.random() < 0.2

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -19,20 +16,11 @@ from erllama_py._cache import kvc, kvcfile
 from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.kvcfile import KvcDirectory, touch_hits
 from erllama_py.errors import ErllamaError
+from tests.killserver import KillServer
+from tests.kvc_kills import META, PAYLOAD
 
 KILLS = 260
 
-META = kvc.Meta(
-    save_reason="finish",
-    quant_bits=16,
-    fingerprint=b"\x01" * 32,
-    fingerprint_mode="safe",
-    quant_type="f16",
-    ctx_params_hash=b"\x02" * 32,
-    tokens=encode_tokens([1, 2, 3]),
-    context_size=4096,
-    engine=b"build 1",
-)
 KEY = kvc.key_of(META)
 
 
@@ -363,53 +351,6 @@ def test_a_scan_notes_what_went_and_what_came(watched: Watched):
 
 # -- writers that die ---------------------------------------------------------------------
 
-STEPS = ("open", "flock", "write", "fdatasync", "link", "unlink", "fsync", "pread", "close")
-
-
-class Killer:
-    """Kills its process before, after or within the n-th system call of a save."""
-
-    def __init__(self, fatal: int, when: str) -> None:
-        self.left = fatal
-        self.when = when
-
-    def install(self) -> None:
-        for name in STEPS:
-            owner = fcntl if name == "flock" else os
-            setattr(owner, name, self._wrap(name, getattr(owner, name)))
-        kvcfile._sync_data = os.fdatasync
-
-    def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **options: object) -> object:
-            self.left -= 1
-            if self.left or self.when == "never":
-                return real(*args, **options)
-            if self.when == "within" and name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
-            elif self.when == "after":
-                real(*args, **options)
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
-
-
-@contextmanager
-def child(run: Callable[[int], None]) -> Iterator[tuple[int, int]]:
-    """A forked process that runs ``run(pipe)`` and ends; gives its pid and the pipe."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run(writer)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        yield pid, reader
-    finally:
-        os.close(reader)
-
 
 def before(path: Path, state: str) -> None:
     """Put the name of the row to be saved into one of the states it can be in."""
@@ -419,31 +360,19 @@ def before(path: Path, state: str) -> None:
     path.write_bytes(data if state == "whole" else data[:-1] + b"D")
 
 
-PAYLOAD = bytes(range(256)) * 300
+@pytest.fixture(scope="module")
+def killing() -> Iterator[KillServer]:
+    server = KillServer("tests.kvc_kills")
+    yield server
+    server.close()
 
 
-def killed_save(path: Path, fatal: int, when: str) -> tuple[int, bytes]:
-    """Save in a child that dies at its ``fatal``-th call; return its status and report."""
-
-    def run(pipe: int) -> None:
-        real_write = os.write
-        killer = Killer(fatal, when)
-        rows = KvcDirectory(path)
-        killer.install()
-        saved = rows.save(META, PAYLOAD)
-        real_write(pipe, saved.key + len(PAYLOAD).to_bytes(4, "little"))
-
-    with child(run) as (pid, reader):
-        report = b"".join(iter(lambda: os.read(reader, 64), b""))
-        return os.waitpid(pid, 0)[1], report
-
-
-def check_after_death(path: Path, report: bytes) -> list[Path]:
+def check_after_death(path: Path, *, announced: bool) -> list[Path]:
     """Everything under a final name is whole, what was announced is there, all is clean."""
     rows = KvcDirectory(path)
     key = KEY
     there = rows.check(key)  # before the scan, which would remove a torn one
-    assert there is not None or not report
+    assert there is not None or not announced
     removed = rows.scan().removed
     left = names(path)
     assert left in ([], [f"{key.hex()}.kvc"])
@@ -456,20 +385,19 @@ def check_after_death(path: Path, report: bytes) -> list[Path]:
     return removed
 
 
-def calls_of_a_save(path: Path) -> int:
+def calls_of_a_save(killing: KillServer, path: Path) -> int:
     """Count by dying later and later until a save gets through."""
     for fatal in range(1, 100):
-        status, report = killed_save(path / f"count{fatal}", fatal, "before")
-        if report and not os.WIFSIGNALED(status):
+        result = killing.run(path=str(path / f"count{fatal}"), fatal=fatal, when="before")
+        if result["said"] and not result["killed"]:
             return fatal - 1
     pytest.fail("no save gets through")
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # other tests' threads
-def test_rows_are_whole_wherever_a_writer_is_killed(tmp_path: Path):
+def test_rows_are_whole_wherever_a_writer_is_killed(tmp_path: Path, killing: KillServer):
     kills = announced = leftovers = 0
     died_with: set[int] = set()
-    most = calls_of_a_save(tmp_path)
+    most = calls_of_a_save(killing, tmp_path)
     assert most > 12
     plan = [
         (state, fatal, when)
@@ -484,16 +412,17 @@ def test_rows_are_whole_wherever_a_writer_is_killed(tmp_path: Path):
         where = tmp_path / str(number)
         where.mkdir()
         before(where / f"{KEY.hex()}.kvc", state)
-        status, report = killed_save(where, fatal, when)
-        kills += os.WIFSIGNALED(status)
-        if state == "damaged" and not report:
+        result = killing.run(path=str(where), fatal=fatal, when=when)
+        kills += result["killed"]
+        said = bool(result["said"])
+        if state == "damaged" and not said:
             # The damaged row may still have its name: it was there before, and is not
             # taken for a whole one.
             there = where / f"{KEY.hex()}.kvc"
             if there.exists() and there.read_bytes()[-1:] == b"D":
                 there.unlink()
-        leftovers += len(check_after_death(where, report))
-        announced += bool(report)
+        leftovers += len(check_after_death(where, announced=said))
+        announced += said
         died_with.add(fatal)
     assert kills == KILLS
     assert set(range(1, most + 1)) <= died_with
