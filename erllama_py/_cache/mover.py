@@ -59,6 +59,13 @@ REFRESH_S: Final = 1.0
 
 _NO_KEY: Final = bytes(32)
 _SILENCE_S: Final = 60.0
+
+_EVICTED_PART: Final = 64
+"""A full tier gives up this part of its quota at a time."""
+
+_EVICTED_MOST: Final = 32
+"""Evictions under one hold of the lock."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -430,12 +437,23 @@ class Mover:
                 return spot
             if self._remove_idle(tier):
                 continue
-            with self._shared.lock:
-                evicted = self._shared.index.evict(tier)
-                self._shared.settle()
-            if not evicted:
+            if not self._evict_some(tier, nbytes):
                 return None
             self._free_all()
+
+    def _evict_some(self, tier: FileTier, nbytes: int) -> bool:
+        """Evict for one item, and for some that will follow; False if nothing may go.
+
+        Room that was freed is granted after a sync of milliseconds, which a full tier
+        would else pay for each item.
+        """
+        wanted = max(nbytes, min(tier.quota // _EVICTED_PART, BATCH_BYTES))
+        freed = count = 0
+        with self._shared.lock:
+            while freed < wanted and count < _EVICTED_MOST and self._shared.index.evict(tier):
+                count += 1
+                freed += self._shared.settle()[1]
+        return count > 0
 
     def _remove_idle(self, tier: FileTier) -> bool:
         """Remove the oldest file of a model that is not loaded; False if there is none."""
