@@ -16,10 +16,12 @@ import queue
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Final, Self, overload
+
+import msgspec
 
 from erllama_py._cache.kvcfile import KvcDirectory
-from erllama_py._engine import exchange
+from erllama_py._engine import exactness, exchange
 from erllama_py._engine.device_memory import device_memory
 from erllama_py._engine.exchange import TIMEOUT_S
 from erllama_py._engine.explain import explain_prompt, explain_request
@@ -33,7 +35,7 @@ from erllama_py._machine.catalogue import find_models as _find_models
 from erllama_py._machine.catalogue import is_known as _is_known
 from erllama_py._machine.catalogue import resolve_model as _resolve_model
 from erllama_py._templates.render import render_request
-from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, parse_request
+from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, invalid, parse_request
 from erllama_py.errors import BadCall, ErllamaError, NotSupported
 from erllama_py.types import Atom, Event, ModelPid, Ref, text_of
 
@@ -77,6 +79,7 @@ __all__ = (
     "unload_adapter",
     "unload_model",
     "verify",
+    "verify_exact",
     "vram_info",
     "watch",
 )
@@ -84,6 +87,9 @@ __all__ = (
 ModelArg = str | bytes | ModelPid
 Tokens = Sequence[int] | Iterable[int]
 Options = Mapping[str, Any]
+
+VERIFIED_TOKENS: Final = 32
+"""Tokens that verify_exact generates where it is not told how many."""
 
 
 # -- models -----------------------------------------------------------------------------
@@ -545,6 +551,70 @@ def import_rows(
     return {"imported": imported, "refused": refused}
 
 
+def verify_exact(
+    model: ModelArg,
+    prompt: str | bytes | Tokens,
+    options: Options | None = None,
+    *,
+    tokens: int | None = None,
+) -> dict[str, Any]:
+    """Run a prompt cold and warm, and compare the logits of every token.
+
+    The cold run takes nothing from the cache, adds nothing to it, and is computed alone.
+    The warm run is the request as it is; where it finds nothing, it is made once more,
+    and finds what it has left.  Both wait their turn; nobody else's rows are touched.
+
+    ======================  =============================================================
+    key                     value
+    ======================  =============================================================
+    ``equal``               whether tokens and logits are the same, bit for bit
+    ``same_tokens``         whether the tokens are
+    ``largest_difference``  of two logits, over all positions compared
+    ``first_difference``    the generated token, counted from 0, at which logits differ
+    ``positions``           tokens whose logits were compared: to the first other token
+    ``kind``                of the warm run's hit: ``exact``, ``partial``, ``cold``
+    ``prefix_len``          tokens of the prompt that it found
+    ``exactness``           what that hit promised: ``bit``, ``token``, ``None`` if cold
+    ``tier``                the slowest tier it was in: ``ram``, ``ram_file``, ``disk``
+    ======================  =============================================================
+
+    Not in erllama.  At exactness ``bit`` it is always equal.  At ``token``, the default,
+    other cuts and company may move logits by about 1, where the largest are some 20.
+
+    :param prompt: a text, or token ids.
+    :param options: as those of :func:`complete`.
+    :param tokens: how many to generate; otherwise ``response_tokens``, or 32.  Each
+        takes 4 bytes of memory for every token of the vocabulary, in each run.
+    :raises ErllamaError: as :func:`complete`; ``{invalid, tokens, Value}`` below 1.
+    :raises ModelGone: as :func:`complete`.
+    """
+    host = core().host(model)
+    parsed = parse_request(
+        {} if options is None else options, host.config.exactness, VERIFIED_TOKENS
+    )
+    count = parsed.generate.response_tokens if tokens is None else tokens
+    if type(count) is not int or count < 1:
+        raise invalid("tokens", count, "how many to compare, from 1")
+    if isinstance(prompt, (str, bytes)):
+        asked: dict[str, Any] = {"text": _prompt(prompt)}
+    else:
+        asked = {"tokens": _checked_tokens(host, "complete", prompt)}
+
+    def run(**changes: bool) -> Request:
+        generate = msgspec.structs.replace(
+            parsed.generate, response_tokens=count, trace=True, **changes
+        )
+        request = Request("complete", generate, parent_key=parsed.parent_key, **asked)
+        host.submit(request)
+        _wait(host, request)
+        return request
+
+    cold, warm = run(cached=False, bit=True), run()
+    if warm.kind == "cold":
+        warm = run()
+    return exactness.compare(cold, warm)
+
+
 def vram_info() -> dict[str, int]:
     """Return ``total_b``, ``free_b``, ``used_b`` over all non-CPU devices.
 
@@ -693,6 +763,12 @@ class Model(str):
     def prefill(self, tokens: Tokens) -> dict[str, Any]:
         """Do :func:`prefill_only`."""
         return prefill_only(self, tokens)
+
+    def verify_exact(
+        self, prompt: str | bytes | Tokens, *, tokens: int | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Do :func:`verify_exact` with options as keywords."""
+        return verify_exact(self, prompt, options, tokens=tokens)
 
     @property
     def info(self) -> dict[str, Any]:

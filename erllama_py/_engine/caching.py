@@ -389,6 +389,9 @@ class ModelCache:
         self._cache.counters.add("load_total_ns", frame.load_ns)
         took = frame.load_ns + frame.read_ns
         request.restore_ns = (request.restore_ns or 0) + took
+        if frame.shared and request.exactness:
+            # Taken over in the context, where it may have been decoded, or have had company.
+            request.exactness = "token"
         if request.lease and not frame.bad and not frame.shared:
             nbytes = sum(piece.nbytes for piece in request.lease.pieces)
             self.gate.restored(request.lease.tiers, nbytes, took)

@@ -374,6 +374,8 @@ class ModelHost:
             self.cache.replenish()
         elif isinstance(frame, Trace):
             with open(fd, "rb") as memory:
+                # The descriptor shares its place in the file with its writer's.
+                memory.seek(0)
                 request.trace = memory.read(frame.rows * self.info.logits_bytes)
 
     def _handle_request(self, life: Life, request: Request, frame: AnyFrame) -> None:

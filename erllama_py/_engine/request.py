@@ -102,6 +102,11 @@ class Request:
         """Whether the outcome is known."""
         return self._over.is_set()
 
+    @property
+    def tier(self) -> str | None:
+        """The kind of the slowest tier that something of its hit was in."""
+        return max(self.tiers, key=KINDS.index, default=None)
+
     def wait(self) -> dict[str, Any]:
         """Block until it is over and return the result map.
 
@@ -154,8 +159,8 @@ class Request:
         }
         if self.exactness:
             stats["exactness"] = Atom(self.exactness)
-        if self.tiers:
-            stats["tier"] = Atom(max(self.tiers, key=KINDS.index))
+        if self.tier:
+            stats["tier"] = Atom(self.tier)
         stop = {} if frame.stop is None else {"stop_sequence": text_of(frame.stop)}
         stats |= stop
         self.stats = stats
