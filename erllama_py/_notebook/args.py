@@ -194,6 +194,16 @@ COMMANDS: Final = {
             "[REPLY]",
             "variable",
         ),
+        Command(
+            "verify",
+            "Run a text cold and warm, and compare the logits of its reply.",
+            "TEXT",
+            options=(
+                Option(("--model",), "which loaded model", "NAME", completes="loaded"),
+                Option(("--max",), "tokens of reply to compare (32)", "N", convert=_whole(1)),
+                _EXACTNESS_OPTION,
+            ),
+        ),
         Command("version", "Show the versions of the parts."),
         Command("help", "Show this.", "[COMMAND]", "command"),
     )

@@ -146,6 +146,13 @@ class ErllamaMagics(Magics):
             raise BadUsage(f"{name!r} is no reply", "%%erllama -o NAME binds one")
         note(*why_report(erllama_py.api.explain(found.model, found.ref), found.model))
 
+    def _verify(self, arguments: argparse.Namespace) -> None:
+        model = self.models.find(arguments.model)
+        options = {"exactness": arguments.exactness}
+        text = arguments.argument
+        found = erllama_py.api.verify_exact(model, text, options, tokens=arguments.max)
+        note(report.verify_words(found))
+
     def _version(self, _: argparse.Namespace) -> None:
         note(report.version_text())
 

@@ -21,6 +21,7 @@ __all__ = (
     "help_text",
     "model_report",
     "status_report",
+    "verify_words",
     "version_text",
 )
 
@@ -61,7 +62,7 @@ def cache_words(counters: Mapping[str, int], snapshot: Mapping[str, Any]) -> lis
         f"{_count(saves, 'save')}, {evictions}; {rows} in {blocks} now.",
     ]
     lines += [
-        f"{_tier_name(tier)}: {size(tier['bytes'])} of {size(tier['quota'])}."
+        f"{_tier_name(tier['name'])}: {size(tier['bytes'])} of {size(tier['quota'])}."
         for tier in snapshot["tiers"]
     ]
     return lines
@@ -102,6 +103,23 @@ def cache_report() -> Report:
         "\n".join(lines) + "\n\n" + plain_table(ROW_HEADS, rows),
         "  \n".join(lines) + "\n\n" + markdown_table(ROW_HEADS, rows),
     )
+
+
+def verify_words(found: Mapping[str, Any]) -> str:
+    """Say what two runs of a prompt had in common, and how the second was found."""
+    tokens = _count(found["positions"], "token")
+    if found["equal"]:
+        words = f"Bit for bit equal over {tokens}"
+    elif found["same_tokens"]:
+        words = f"The same {tokens}; their logits differ by up to {found['largest_difference']:.3g}"
+    else:
+        # The last one compared is the first that differs.
+        words = f"Another token after {found['positions'] - 1}; the logits differ by up to "
+        words += f"{found['largest_difference']:.3g}"
+    if found["kind"] == "cold":
+        return f"{words} (nothing found in the cache)."
+    hit = f"{found['kind']} hit of {_count(found['prefix_len'], 'token')}"
+    return f"{words} ({hit}, exactness {found['exactness']}, {_tier_name(found['tier'])})."
 
 
 def status_report(infos: Mapping[str, Mapping[str, Any]], current: str | None) -> Report:
@@ -195,8 +213,7 @@ def _option_lines(command: Command) -> list[str]:
     ]
 
 
-def _tier_name(tier: Mapping[str, Any]) -> str:
-    name: str = tier["name"]
+def _tier_name(name: str) -> str:
     return {"ram": "RAM", "ram_file": "RAM files", "disk": "Disk"}.get(name, name)
 
 

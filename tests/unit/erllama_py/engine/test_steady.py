@@ -57,8 +57,8 @@ def test_memory_is_flat_over_a_thousand_requests_and_quotas_hold(load: Any, tmp_
     assert abs(found["growth"]["model"]) < 0.02, found["weights"]
     highest, counters = found["highest"], found["counters"]
     assert asked.ram * 0.8 < highest["bytes_ram"] <= asked.ram
-    assert asked.disk * 0.8 < highest["bytes_disk"] <= asked.disk
-    assert highest["files"] <= asked.disk
+    assert highest["bytes_disk"] <= asked.disk
+    assert asked.disk * 0.9 < highest["files"] <= asked.disk
     # Nothing is flat for want of use.
     assert counters["evictions"] > 0
     assert counters["hits_exact"] > 100

@@ -8,6 +8,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from erllama_py import api, testing
+from erllama_py._notebook import report
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Event, Ref
 
@@ -424,3 +425,44 @@ def test_without_a_front_end_the_live_view_is_a_table(shell: Any, stub: Any) -> 
     table, words = shell.run("%erllama cache --live")
     assert "RAM: " in table
     assert "needs a notebook" in words
+
+
+FOUND = {
+    "equal": True,
+    "same_tokens": True,
+    "largest_difference": 0.0,
+    "positions": 32,
+    "kind": "exact",
+    "prefix_len": 240,
+    "exactness": "bit",
+    "tier": "disk",
+}
+HIT = "(exact hit of 240 tokens, exactness bit, Disk)."
+
+
+@pytest.mark.parametrize(
+    ("differs", "words"),
+    [
+        ({}, "Bit for bit equal over 32 tokens " + HIT),
+        (
+            {"equal": False, "largest_difference": 1.11494, "exactness": "token"},
+            "The same 32 tokens; their logits differ by up to 1.11 " + HIT.replace("bit", "token"),
+        ),
+        (
+            {"equal": False, "same_tokens": False, "positions": 4, "largest_difference": 0.5},
+            "Another token after 3; the logits differ by up to 0.5 " + HIT,
+        ),
+        ({"kind": "cold"}, "Bit for bit equal over 32 tokens (nothing found in the cache)."),
+    ],
+)
+def test_what_two_runs_have_in_common_is_a_sentence(differs: dict[str, Any], words: str) -> None:
+    assert report.verify_words({**FOUND, **differs}) == words
+
+
+def test_a_text_is_verified_on_the_model_in_use(shell: Any, stub: Any) -> None:
+    text = " ".join(f"v{n}" for n in range(40))
+    (plain,) = shell.run(f'%erllama verify "{text}" --max 3')
+    # The stub says something else in each run.
+    assert plain.startswith("Another token after 0; ")
+    assert "exact hit of 40 tokens" in plain
+    assert shell.error('%erllama verify ""').reason == "empty_prompt"
