@@ -62,7 +62,7 @@ from erllama_py._engine.request import Request
 from erllama_py._engine.transfer import Transfer
 from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
-from erllama_py.types import Atom, ModelPid, next_serial
+from erllama_py.types import Atom, ModelPid, Ref, next_serial
 
 __all__ = ("ModelHost", "model_gone")
 
@@ -311,6 +311,11 @@ class ModelHost:
     def streams(self) -> int:
         """Admitted streaming requests."""
         return sum(r.admitted and r.mode == "infer" and not r.over for r in self.requests)
+
+    def live_streams(self) -> list[Ref]:
+        """Streaming requests that are not over, queued ones included."""
+        requests = list(self._requests.values())
+        return [r.ref for r in requests if r.mode == "infer" and not r.over]
 
     # -- frames from the model process, on the reader thread ----------------------------------
 

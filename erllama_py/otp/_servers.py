@@ -109,6 +109,6 @@ def directory_of(value: Any) -> Path:
                 return Path(os.fsdecode(value))
             case list():
                 return Path("".join(map(chr, value)))
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     raise BadCall("badarg", f"{value!r} is no directory")

@@ -23,9 +23,11 @@ from erllama_py.otp._servers import Server, TierPid, directory_of
 from erllama_py.types import Atom
 
 __all__ = (
+    "TierPid",
     "abort_tmp",
     "delete",
     "dir",
+    "directories",
     "load",
     "publish",
     "save",
@@ -208,6 +210,11 @@ def delete(server: Any, key: bytes) -> Atom:
 def dir(server: Any) -> bytes:  # noqa: A001 - the original's name
     """Return a server's directory."""
     return os.fsencode(index().server(server).rows.dir)
+
+
+def directories() -> list[bytes]:
+    """Return the directories of the servers that run.  Not in the original."""
+    return [os.fsencode(server.rows.dir) for server in index().servers.all()]
 
 
 def scan(server: Any) -> list[tuple[bytes, bytes, int]]:

@@ -42,14 +42,14 @@ def make(*args: Any) -> bytes:
             raise BadCall("function_clause", "make takes a map, or four parts of a key")
 
 
-def quant_atom(code: int) -> Atom:
+def quant_atom(code: Any) -> Atom:
     """Return the name of a quantisation's code.
 
     :raises ErllamaError: ``unknown_quant``.
     """
-    name = keys.quant_atom(code)
+    name = keys.quant_atom(code) if type(code) is int else None
     if name is None:
-        raise ErllamaError("unknown_quant", f"no quantisation has the code {code}")
+        raise ErllamaError("unknown_quant", f"no quantisation has the code {code!r}")
     return name
 
 

@@ -21,7 +21,15 @@ from erllama_py.otp._meta import meta_of
 from erllama_py.otp.cache_disk_srv import save_reserved
 from erllama_py.types import Atom
 
-__all__ = ("acquire", "current", "max_concurrent", "release", "save", "set_max_concurrent")
+__all__ = (
+    "DEFAULT_TIMEOUT_MS",
+    "acquire",
+    "current",
+    "max_concurrent",
+    "release",
+    "save",
+    "set_max_concurrent",
+)
 
 
 def save(
