@@ -20,6 +20,7 @@ from erl_bridge.runtime import CallContext, Caller, GenHandler, Node, NodeThread
 from erl_bridge.service.convert import Converter
 from erl_bridge.service.mfa import Table
 from erl_bridge.service.models import ModelProcesses
+from erl_bridge.service.others import OtherModules
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
 
@@ -33,7 +34,7 @@ class ErllamaNode:
     """A running node that serves this process's models.  Use it as a context manager.
 
     :param name: ``x`` or ``x@host``; short names where the host has no dot.
-    :param roots: folders below which remote callers may load models; by default the
+    :param roots: folders below which remote callers may load models and keep rows; by default the
         working directory, and the model files in the usual caches.
     :param options: further arguments of :class:`erl_bridge.runtime.Node`: ``cookie``,
         ``hidden``, ``listen_host``, ``port``, ``epmd_port``.
@@ -45,7 +46,9 @@ class ErllamaNode:
         self._thread = NodeThread(self.node)
         converter = Converter(self._model_of, self._pid_of)
         self._streams = Streams(self.node, converter)
-        self._table = Table(converter, self._streams, Roots(roots))
+        allowed = Roots(roots)
+        self._table = Table(converter, self._streams, allowed)
+        self._others = OtherModules(self.node, self._table, converter, self._streams, allowed)
         self._converter = converter
         self._models: ModelProcesses | None = None
 
@@ -73,10 +76,12 @@ class ErllamaNode:
             self._converter.to_term,
         )
         self.node.register_name(NAME, _Functions(self._table, list))
+        self._others.start()
 
     def stop(self) -> None:
         """Cancel the peers' streams and leave; models live on."""
         self._streams.close()
+        self._others.close()
         if self._models is not None:
             self._models.close()
             self._models = None
@@ -97,7 +102,7 @@ class ErllamaNode:
     def _apply(
         self, context: CallContext, module: str, function: str, args: list[Any]
     ) -> Awaitable[Any] | Any:
-        return self._table.apply(context, module, function, args)
+        return self._others.apply(context, module, function, args)
 
     def _model_of(self, pid: Any) -> Any:
         return self._models.model_of(pid) if self._models else None

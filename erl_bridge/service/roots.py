@@ -21,7 +21,7 @@ _ABSENT = ("undefined", "nil")
 
 
 class Roots:
-    """The folders below which remote callers may load models.
+    """The folders below which remote callers may load models and keep rows.
 
     :param folders: none means the default ones.
     """
@@ -64,6 +64,23 @@ class Roots:
         return self._caches and any(
             file == Path(found["path"]).resolve() for found in api.find_models()
         )
+
+    def check_folder(self, path: str, also: Iterable[str] = ()) -> str:
+        """Return a folder that rows may be kept in, links followed.
+
+        :param also: folders that are in use already.
+        :raises ErllamaError: ``eacces`` for one elsewhere.
+        """
+        resolved = Path(path).resolve()
+        inside = any(resolved.is_relative_to(folder) for folder in self._folders)
+        if not inside and resolved not in [Path(one).resolve() for one in also]:
+            places = ", ".join(map(str, self._folders))
+            raise ErllamaError(
+                "eacces",
+                f"{path!r} is outside the folders this node serves: {places}",
+                "start the node with --root FOLDER",
+            )
+        return str(resolved)
 
 
 def _text(key: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from erl_bridge.etf import Atom, Pid, Reference, binary_term, encode, tuple_head
 from erl_bridge.runtime import Node
 from erl_bridge.service.convert import Converter
+from erl_bridge.service.refs import Refs
 from erllama_py import api
 from erllama_py.types import Event, Ref
 
@@ -34,6 +35,8 @@ class Streams:
         self._converter = converter
         self._lock = threading.Lock()
         self._live: dict[Reference, _Stream] = {}
+        self.refs = Refs(node)
+        """What stands for streams that no peer started."""
 
     def start(self, model: Any, tokens: Any, params: Any, caller: Pid) -> Reference:
         """Start a stream to ``caller`` and return its reference.
@@ -55,6 +58,18 @@ class Streams:
         stream = self._live.get(ref)
         if stream is not None:
             stream.cancel()
+        elif (request := self.refs.ref_of(ref)) is not None:
+            api.cancel(request)
+
+    def request_of(self, ref: Any) -> Ref | None:
+        """Return the request of a live stream; of one that no peer started, too."""
+        stream = self._live.get(ref) if isinstance(ref, Reference) else None
+        return self.refs.ref_of(ref) if stream is None else stream.request
+
+    def references(self) -> dict[Ref, Reference]:
+        """Return the references of the live streams that peers started."""
+        streams = list(self._live.values())
+        return {one.request: one.ref for one in streams if one.request is not None}
 
     def forget(self, ref: Reference) -> None:
         """Drop a stream that is over."""
@@ -77,7 +92,7 @@ class _Stream:
         self._token = tuple_head(3, _TOKEN, self.ref)
         self._token_id = tuple_head(3, _TOKEN_ID, self.ref)
         self._lock = threading.Lock()
-        self._request: Ref | None = None
+        self.request: Ref | None = None
         self._cancelled = False
         self._over = False
 
@@ -89,7 +104,7 @@ class _Stream:
             self._node.demonitor(self._watch)
             raise
         with self._lock:
-            self._request = request
+            self.request = request
             cancelled = self._cancelled
         if cancelled:
             api.cancel(request)
@@ -97,7 +112,7 @@ class _Stream:
     def cancel(self) -> None:
         with self._lock:
             self._cancelled = True
-            request = self._request
+            request = self.request
         if request is not None:
             api.cancel(request)
 

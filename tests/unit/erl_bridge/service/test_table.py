@@ -72,7 +72,7 @@ def test_all_33_exports_are_there() -> None:
         ("erllama", "complete", []),
         ("erllama", "module_info", []),
         ("erllama", "start", []),
-        ("erllama_cache", "gc", []),
+        ("erllama_cache", "clear", []),
         ("os", "cmd", [b"true"]),
         ("Elixir.System", "halt", [0]),
     ],
