@@ -1,0 +1,62 @@
+"""Load a model for the length of a command."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from erllama_py.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from erllama_py import api
+
+__all__ = ("load_config", "loaded", "model_option", "sampler_options")
+
+model_option = click.option(
+    "--model", default="smollm2", show_default=True, help="Known name or GGUF file."
+)
+
+
+def sampler_options(limit: int | None) -> Callable[[Any], Any]:
+    """Add ``--max``, ``--temperature`` and ``--seed`` to a command.
+
+    :param limit: the default of ``--max``.
+    """
+    options = (
+        click.option(
+            "--max", "limit", type=int, default=limit, show_default=True, help="Tokens to generate."
+        ),
+        click.option("--temperature", type=float, help="Above 0: draw, not take the likeliest."),
+        click.option("--seed", type=int, help="Seed of the draws."),
+    )
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:
+    """Return what a command's model is loaded with."""
+    from erllama_py.config import EVERYDAY_POLICY
+
+    return {"model_path": model, "policy": EVERYDAY_POLICY, "context_opts": {"n_ctx": n_ctx}}
+
+
+@contextlib.contextmanager
+def loaded(model: str, n_ctx: int = 0) -> Iterator[api.Model]:
+    """Load a model for a ``with`` block, and say so where it takes long.
+
+    :raises ErllamaError: why it does not load.
+    """
+    from erllama_py import api
+
+    with Progress(lambda: f"loading {model}"):
+        one = api.load_model(load_config(model, n_ctx))
+    with one:
+        yield one

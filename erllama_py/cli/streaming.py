@@ -1,0 +1,138 @@
+"""Stream a reply to standard output, and keep what there is of it however it ends."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from erllama_py import api
+from erllama_py.cli.progress import Progress
+
+__all__ = ("Reply", "chat_tokens", "stream")
+
+_POLL_S = 0.1
+_SETTLE_S = 0.5
+"""How long an interrupted request may take to say what it came to."""
+
+
+class Reply:
+    """A reply, whole or interrupted."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.text = ""
+        self.count = 0
+        """Tokens generated."""
+        self.first_ms: float | None = None
+        """From sending the prompt to the first token."""
+        self.stats: dict[str, Any] = {}
+        """Of the ``done`` event; empty where an interrupted request had not answered."""
+        self.interrupted = False
+
+    @property
+    def hit(self) -> str:
+        """``exact``, ``partial`` or ``cold``; empty while that is not known."""
+        return str(self.stats.get("cache_hit_kind", ""))
+
+    @property
+    def summary(self) -> str:
+        """One line: what the cache gave, how fast it went, why it ended."""
+        parts = [self._hit_words()]
+        if self.first_ms is not None:
+            parts.append(f"first token after {self.first_ms:.0f} ms")
+        seconds = self.stats.get("generation_ms", 0) / 1000
+        rate = f" at {(self.count - 1) / seconds:.0f}/s" if seconds and self.count > 1 else ""
+        parts.append(f"{self.count} tokens{rate}")
+        parts.append("interrupted" if self.interrupted else self.stats.get("finish_reason", ""))
+        return " · ".join(part for part in parts if part)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a script wants of it."""
+        return {
+            "reply": self.text,
+            "cache_hit_kind": self.hit,
+            "prompt_tokens": self.prompt_tokens,
+            "prefix_len": self.stats.get("prefix_len", 0),
+            "tier": self.stats.get("tier"),
+            "tokens": self.count,
+            "first_token_ms": None if self.first_ms is None else round(self.first_ms, 1),
+            "finish_reason": "cancelled" if self.interrupted else self.stats.get("finish_reason"),
+            "finish_key": self.stats.get("finish_key"),
+            "interrupted": self.interrupted,
+        }
+
+    def _hit_words(self) -> str:
+        found = self.stats.get("prefix_len", 0)
+        if not self.hit or not found:
+            return f"{self.hit or 'prompt'}: {self.prompt_tokens} prompt tokens"
+        tier = self.stats.get("tier")
+        where = "" if tier is None else f" from {tier}"
+        return f"{self.hit}: {found} of {self.prompt_tokens} prompt tokens{where}"
+
+
+def chat_tokens(model: str, messages: list[dict[str, str]], system: str | None) -> list[int]:
+    """Return a chat's tokens, as the model's template has them.
+
+    :raises ErllamaError: ``no_template``, ``template_failed``.
+    """
+    request: dict[str, Any] = {"messages": messages}
+    if system:
+        request["system"] = system
+    return api.apply_chat_template(model, request)
+
+
+def stream(
+    model: str, tokens: list[int], options: dict[str, Any], say: Callable[[str], None]
+) -> Reply:
+    """Generate, handing each piece of text to ``say``; return the reply.
+
+    An interrupt ends the reply and is not raised: ``interrupted`` tells.
+
+    :raises ErllamaError: the request was refused, or the model ended.
+    """
+    reply = Reply(len(tokens))
+    given = {key: value for key, value in options.items() if value is not None}
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    started = time.monotonic()
+
+    def waiting() -> str:
+        return f"{api.phase(model)}: {len(tokens)} tokens of prompt"
+
+    def take(event: Any) -> None:
+        text = ""
+        if event.kind in ("token", "token_id") and reply.first_ms is None:
+            progress.end()
+            reply.first_ms = (time.monotonic() - started) * 1000
+        match event.kind:
+            case "token":
+                text = decoder.decode(event.data)
+            case "token_id":
+                reply.count += 1
+            case "done" | "error":
+                text = decoder.decode(b"", final=True)
+                reply.stats = event.stats or {}
+        if text:
+            reply.text += text
+            say(text)
+
+    with Progress(waiting) as progress, api.infer(model, tokens, given) as running:
+        try:
+            with contextlib.suppress(StopIteration):
+                while True:
+                    if event := running.get(_POLL_S):
+                        take(event)
+        except KeyboardInterrupt:
+            reply.interrupted = True
+            running.cancel()
+            deadline = time.monotonic() + _SETTLE_S
+            with contextlib.suppress(StopIteration):
+                while (left := deadline - time.monotonic()) > 0:
+                    if event := running.get(left):
+                        take(event)
+        if running.error and not reply.interrupted:
+            raise running.error
+    return reply
