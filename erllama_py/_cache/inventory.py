@@ -160,9 +160,7 @@ def prune(path: Path, doomed: Callable[[StoredRow], bool], *, unfiled: bool = Fa
             going = {row.key for row in space.described() if not row.whole or doomed(row)}
             keep = space.needed(going, unfiled=unfiled)
             spots = [found[at][0] for at in range(len(found)) if at not in keep and found[at][2]]
-            theirs = {
-                entry.key for _, entry, ours in found if entry.key in going and not ours
-            }
+            theirs = {entry.key for _, entry, ours in found if entry.key in going and not ours}
             busy += len(theirs)
             rows += len(going - theirs)
             directory.free(spots)

@@ -67,6 +67,9 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py.config",  # the policy's numbers and defaults
         "erllama_py.otp.*",
     ),
+    # What the command tells of the disk tier and of quotas, without a model.
+    "erllama_py._cache.inventory": ("erllama_py.cli.*",),
+    "erllama_py._cache.quota": ("erllama_py.cli.*",),
     "erllama_py._backends": (
         "erllama_py._backends.*",
         "erllama_py._engine.*",
@@ -80,6 +83,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._engine.*",
         "erllama_py.config",
         "erllama_py.api",
+        "erllama_py.cli.*",  # what it says of the machine
         "erllama_py.otp.*",
     ),
     "erllama_py._templates": (
