@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from erllama_py import __version__
-from erllama_py.cli.bench import bench
-from erllama_py.cli.cache import cache
-from erllama_py.cli.chat import chat
+from erllama_py.cli.bench import bench as _bench
+from erllama_py.cli.cache import cache as _cache
+from erllama_py.cli.chat import chat as _chat
 from erllama_py.cli.completing import complete, models
-from erllama_py.cli.doctor import doctor
-from erllama_py.cli.node import node
+from erllama_py.cli.doctor import doctor as _doctor
+from erllama_py.cli.node import node as _node
 from erllama_py.errors import ErllamaError
 
 __all__ = ("main",)
@@ -48,5 +48,6 @@ def demo(model: str) -> None:
     run(model)
 
 
-for command in (complete, chat, node, models, cache, bench, doctor):
+# The underscores leave the modules their names in this package.
+for command in (complete, _chat, _node, models, _cache, _bench, _doctor):
     main.add_command(command)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import shutil
-import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,8 @@ __all__ = ("bench",)
 _BUDGET_S = 40.0
 """After which no further round is begun."""
 
+_SETTLE_S = 2.0
+
 _TEXT = "On the {}th day the wind came from the north, and {} ships went by before midnight. "
 
 
@@ -37,7 +36,10 @@ _TEXT = "On the {}th day the wind came from the north, and {} ships went by befo
 @click.option("--rounds", default=3, show_default=True, help="Repetitions; medians are shown.")
 @json_option
 def bench(model: str, prompt_tokens: int, reply_tokens: int, rounds: int, as_json: bool) -> None:
-    """Measure prefill, decode, and exact hits by tier, in less than a minute."""
+    """Measure prefill, decode and exact hits by tier.
+
+    It takes less than a minute, and leaves nothing in your cache.
+    """
     if min(prompt_tokens, reply_tokens, rounds) < 1:
         raise click.UsageError("--prompt, --reply and --rounds are at least 1")
     _own_disk_tier()
@@ -61,6 +63,8 @@ def bench(model: str, prompt_tokens: int, reply_tokens: int, rounds: int, as_jso
 
 def _own_disk_tier() -> None:
     """Have the cache make its disk tier in a folder of this run, on the same file system."""
+    import tempfile
+
     from erllama_py._machine.environment import Environment
 
     settings = Environment().cache()
@@ -79,7 +83,6 @@ def _own_disk_tier() -> None:
 
 def _measure(model: str, prompt_tokens: int, reply_tokens: int, rounds: int) -> dict[str, Any]:
     from erllama_py import api
-    from erllama_py.otp import cache as otp_cache
 
     began = time.perf_counter()
     with Progress(lambda: f"loading {model}"):
@@ -93,8 +96,7 @@ def _measure(model: str, prompt_tokens: int, reply_tokens: int, rounds: int) -> 
             prompt = _prompt(one, prompt_tokens)
             cold.append(_run(one, prompt, reply_tokens))
             _keep(exact, _run(one, prompt, 1))
-            if on_disk and api.flush(10.0):
-                otp_cache.evict_bytes(1 << 62, ["ram"])
+            if on_disk and api.flush(10.0) and _out_of_memory():
                 _keep(exact, _run(one, prompt, 1))
     return {
         "model": model,
@@ -115,8 +117,25 @@ def _measure(model: str, prompt_tokens: int, reply_tokens: int, rounds: int) -> 
     }
 
 
+def _out_of_memory() -> bool:
+    """Evict from memory what is on disk; a request that has just replied holds it a moment."""
+    from erllama_py import api
+    from erllama_py.otp import cache
+
+    ends = time.monotonic() + _SETTLE_S
+    while time.monotonic() < ends:
+        cache.evict_bytes(1 << 62, ["ram"])
+        rows = api.cache_snapshot(1)["rows"]
+        if rows and rows[0]["tier"] == "disk":
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def _prompt(model: str, length: int) -> list[int]:
     """Return so many tokens that begin as no prompt did before."""
+    import secrets
+
     from erllama_py import api
 
     days = range(1, 2 + length // 8)
@@ -157,5 +176,7 @@ def _keep(exact: dict[str, list[dict[str, Any]]], run: dict[str, Any]) -> None:
 
 
 def _median(values: Any) -> float | None:
+    import statistics
+
     known = [value for value in values if value is not None]
     return round(statistics.median(known), 2) if known else None

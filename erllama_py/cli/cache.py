@@ -210,7 +210,7 @@ def _names() -> dict[bytes, str]:
     from erllama_py._machine.digests import Digests
     from erllama_py._machine.fingerprint import facts_of
 
-    names = {}
+    names: dict[bytes, str] = {}
     digests = Digests()
     for found in api.find_models():
         try:

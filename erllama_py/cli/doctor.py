@@ -14,7 +14,7 @@ _MARKS = {"ok": ("ok   ", "green"), "note": ("note ", "yellow"), "wrong": ("WRON
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what is wrong with this machine, and what to do about it.
+    """Say what is wrong with this machine, and what to do.
 
     Exit status 1 where something is wrong.
     """

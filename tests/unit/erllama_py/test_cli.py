@@ -21,7 +21,7 @@ def run(*args: str) -> tuple[int, str]:
 def test_help_names_every_command() -> None:
     code, output = run("--help")
     assert code == 0
-    for command in ("models", "complete", "node", "demo"):
+    for command in ("bench", "cache", "chat", "complete", "demo", "doctor", "models", "node"):
         assert f"\n  {command} " in output
 
 
