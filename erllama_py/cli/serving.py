@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from erllama_py import api
+from erllama_py.cli.progress import Progress
 from erllama_py.config import EVERYDAY_POLICY
 
 __all__ = ("load_for_node", "running_node")
@@ -42,7 +43,8 @@ def load_for_node(entry: str, slots: int, n_ctx: int) -> str:
     """Load ``[ID=]MODEL`` and return the id it serves under."""
     model_id, _, path = entry.rpartition("=")
     context = {"n_seq_max": slots, "n_ctx": n_ctx}
-    return api.load_model(
-        model_id or Path(path).stem,
-        {"model_path": path, "policy": EVERYDAY_POLICY, "context_opts": context},
-    )
+    with Progress(lambda: f"loading {path}"):
+        return api.load_model(
+            model_id or Path(path).stem,
+            {"model_path": path, "policy": EVERYDAY_POLICY, "context_opts": context},
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,16 @@ def erllama(home: Path) -> Erllama:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever model is named, the stub is loaded."""
+    fingerprint = os.urandom(32)
 
     def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:
-        return {"backend": "erllama_model_stub", "in_process": True, "policy": EVERYDAY_POLICY}
+        return {
+            "backend": "erllama_model_stub",
+            "in_process": True,
+            "policy": EVERYDAY_POLICY,
+            # Every load is the same model, as with a file; a new one for each test.
+            "fingerprint": fingerprint,
+        }
 
     monkeypatch.setattr(loading, "load_config", load_config)
     monkeypatch.setattr(bench, "load_config", load_config)
