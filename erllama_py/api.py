@@ -211,6 +211,22 @@ def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
     return _tokens_of(host.call("tokenize_chat", render_request(host.info, request)))
 
 
+def embed(model: ModelArg, tokens: Tokens) -> list[float]:
+    """Return one vector for a list of tokens.
+
+    Pooled as the model says; where it says nothing (models made to generate), the mean
+    over all positions.  **Not normalised**: divide by the norm where cosines are wanted.
+    The same tokens give the same numbers, whatever runs beside, and running requests
+    neither wait for it nor change by it; they do share the cores.
+
+    :raises ErllamaError: ``invalid_token`` (none, or one outside the vocabulary),
+        ``context_overflow`` (as many as the context or more), ``too_large``,
+        ``embed_failed``, ``not_supported`` (a model that ranks).
+    """
+    vector: list[float] = core().host(model).call("embed", _token_array(tokens).tobytes())
+    return vector
+
+
 # -- generation -------------------------------------------------------------------------
 
 
@@ -637,14 +653,6 @@ def watch(watcher: Watcher) -> Callable[[], None]:
 # -- not built yet ----------------------------------------------------------------------
 
 
-def embed(model: ModelArg, tokens: Tokens) -> list[float]:
-    """Embeddings; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("embed/2")
-
-
 def evict(model: ModelArg) -> Atom:
     """Save and free the live KV; not built yet.
 
@@ -751,6 +759,10 @@ class Model(str):
     def detokenize(self, tokens: Tokens) -> str | bytes:
         """Do :func:`detokenize`."""
         return detokenize(self, tokens)
+
+    def embed(self, tokens: Tokens) -> list[float]:
+        """Do :func:`embed`."""
+        return embed(self, tokens)
 
     def chat(self, messages: Sequence[Mapping[str, str]], **request: Any) -> list[int]:
         """Do :func:`apply_chat_template`; returns the prompt's tokens."""

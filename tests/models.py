@@ -2,7 +2,8 @@
 
 Of models with recurrent layers there is none small enough to fetch, so two toys are
 written here, with random weights: what they say means nothing, but every token changes
-their states and their logits, which is what tests of restoring need.
+their states and their logits, which is what tests of restoring need.  A third toy is an
+encoder, which embeds and cannot generate.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ def hybrid_path() -> str:
     """A Jamba of Mamba, attention, Mamba: a state, and cells of 268 bytes a token."""
     target = _cached(f"toy-jamba-{TOY_EDITION}.gguf")
     return str(target if target.exists() else _written(target, _write_jamba))
+
+
+def bert_path(pooling: gguf.PoolingType) -> str:
+    """A BERT of one layer, trained for 128 positions, whose file says how it pools."""
+    target = _cached(f"toy-bert-{pooling.name.lower()}-{TOY_EDITION}.gguf")
+    return str(target if target.exists() else _written(target, lambda at: _write_bert(at, pooling)))
 
 
 def _cached(name: str) -> Path:
@@ -106,13 +113,40 @@ def _write_jamba(target: Path) -> None:
     toy.finish()
 
 
+def _write_bert(target: Path, pooling: gguf.PoolingType) -> None:
+    toy = _Toy(target, "bert", layers=1, n_ctx=128, generates=False)
+    toy.writer.add_head_count(2)
+    toy.writer.add_feed_forward_length(_WIDTH)
+    toy.writer.add_layer_norm_eps(1e-5)
+    toy.writer.add_causal_attention(value=False)
+    toy.writer.add_pooling_type(pooling)
+    toy.writer.add_token_type_count(1)
+    toy.noise("token_types", 1, _WIDTH)
+    toy.noise("position_embd", 128, _WIDTH)
+    toy.norm("token_embd_norm", _WIDTH)
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"):
+        toy.noise(f"blk.0.{part}", _WIDTH, _WIDTH)
+        toy.noise(f"blk.0.{part}", _WIDTH, kind="bias")
+    toy.norm("blk.0.attn_output_norm", _WIDTH)
+    toy.norm("blk.0.layer_output_norm", _WIDTH)
+    toy.finish()
+
+
 class _Toy:
     """A GGUF in the writing: the same bytes every time."""
 
-    def __init__(self, target: Path, architecture: str, layers: int) -> None:
+    def __init__(
+        self,
+        target: Path,
+        architecture: str,
+        layers: int,
+        n_ctx: int = 8192,
+        *,
+        generates: bool = True,
+    ) -> None:
         self.writer = gguf.GGUFWriter(target, architecture)
         self._random = np.random.default_rng(layers)
-        self.writer.add_context_length(8192)
+        self.writer.add_context_length(n_ctx)
         self.writer.add_embedding_length(_WIDTH)
         self.writer.add_block_count(layers)
         self.writer.add_ssm_conv_kernel(_CONV)
@@ -122,6 +156,10 @@ class _Toy:
         self.writer.add_layer_norm_rms_eps(1e-5)
         self._add_vocabulary()
         self.noise("token_embd", _VOCAB, _WIDTH, scale=1.0)
+        if generates:
+            self._add_head()
+
+    def _add_head(self) -> None:
         self.ones("output_norm", _WIDTH)
         self.noise("output", _VOCAB, _WIDTH, scale=0.5)
 
@@ -162,6 +200,10 @@ class _Toy:
 
     def ones(self, name: str, size: int) -> None:
         self.writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
+
+    def norm(self, name: str, size: int) -> None:
+        self.ones(name, size)
+        self.noise(name, size, kind="bias")
 
     def finish(self) -> None:
         self.writer.write_header_to_file()

@@ -115,7 +115,8 @@ class Converter:
                     for k, v in value.items()
                 }
             case list():
-                if all(type(item) is int for item in value):
+                # Token lists and vectors are long.
+                if all(type(item) is int or type(item) is float for item in value):
                     return value
                 return [self.to_term(item) for item in value]
             case tuple():

@@ -1,9 +1,10 @@
 """What a model process asks of an inference engine.
 
-A backend owns one model and one context.  Two threads use it, and the split is part
-of the contract: **any thread** may call what only reads the vocabulary; everything
-that touches the context belongs to the **engine thread**, which is the one that
-created the backend.
+A backend owns one model and one context.  The split between threads is part of the
+contract: **any thread** may call what only reads the vocabulary; everything that touches
+the context belongs to the **engine thread**, which is the one that created the backend;
+embeddings have a context of their own, and one **embedding thread** at a time, which
+need not be the engine's.
 
 Sequence ids run from 0 to ``n_seq_max - 1``; id ``n_seq_max`` is the *scratch*
 sequence through which parts of a sequence are packed and restored.  KV is unified:
@@ -17,7 +18,7 @@ asked for stay readable, through :meth:`Backend.sample` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -177,6 +178,8 @@ class BackendInfo(msgspec.Struct, frozen=True):
     Not n_ctx, n_batch, n_seq_max: blocks are bit-equal across them."""
     description: str
     """One line for people: family, size, quantisation."""
+    generates: bool = True
+    """False for an encoder, which only embeds."""
     whole_rows: bool = False
     """Without ``blocks``: a whole sequence packs and restores bit for bit, at its exact
     length (recurrent and hybrid models)."""
@@ -322,5 +325,24 @@ class Backend(Protocol):
             afterwards are not those.  The scratch sequence is empty again.
         """
 
+    # -- embedding thread -------------------------------------------------------------
+
+    def embed(self, tokens: Sequence[int], crowded: Callable[[], bool]) -> list[float]:
+        """Return one vector of ``n_embd`` numbers for the tokens; not normalised.
+
+        Sequences of the generation are neither read nor changed: a context of its own
+        is made at the first call and kept.
+
+        :param crowded: whether something else computes just now; asked between pieces
+            of the work, which then leaves most cores to that.
+        :raises BackendError: ``too_large`` over 1 048 576 tokens; ``invalid_token`` for
+            none, or one outside the vocabulary; ``context_overflow``; ``embed_failed``;
+            ``not_supported``; ``released``; ``context_failed`` or ``oom``, where there
+            is no memory for the context.
+        """
+
+    def drop_embedder(self) -> None:
+        """Free what :meth:`embed` keeps; its next call makes it again."""
+
     def close(self) -> None:
-        """Free context and model.  Idempotent."""
+        """Free contexts and model.  Idempotent; no :meth:`embed` may be running."""

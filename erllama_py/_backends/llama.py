@@ -2,7 +2,8 @@
 
 This is the contract of :mod:`erllama_py._backends.base` put together from its parts:
 the edge to the library (``llama_native``), text (``llama_vocab``), the batch
-(``llama_batch``), samplers (``llama_sampler``) and sequences (``llama_memory``).
+(``llama_batch``), samplers (``llama_sampler``), sequences (``llama_memory``) and
+embeddings (``llama_embed``).
 
 The context is made so that blocks work: unified KV, one sequence more than slots as
 scratch, flash attention resolved here and never left to the engine.  At load a
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp as native
@@ -34,6 +35,7 @@ from erllama_py._backends.base import (
     StepFailed,
 )
 from erllama_py._backends.llama_batch import Batch
+from erllama_py._backends.llama_embed import Embedder
 from erllama_py._backends.llama_layout import PartLayout, Sample, learn
 from erllama_py._backends.llama_memory import Memory
 from erllama_py._backends.llama_native import (
@@ -61,6 +63,7 @@ class LlamaBackend:
     def __init__(self, config: BackendConfig) -> None:
         self._stack = contextlib.ExitStack()
         self._outputs: list[int] = []
+        self._embedder: Embedder | None = None
         self._samplers: weakref.WeakSet[LlamaSampler] = weakref.WeakSet()
         try:
             self._open(config)
@@ -83,6 +86,13 @@ class LlamaBackend:
         if context is None:
             return
         self._stack.callback(context.close)
+        self._embedder = Embedder(model, context, config.context, n_vocab)
+        self._stack.callback(self._embedder.close)
+        if not self.info.generates:
+            # An encoder: a step without embeddings is an assertion, as is one to test it.
+            self._context = None
+            context.close()
+            return
         self._memory = Memory(
             context.pointer,
             context.memory,
@@ -130,8 +140,8 @@ class LlamaBackend:
         )
 
     def close(self) -> None:
-        """Free samplers, context and model.  Idempotent."""
-        self._context = None
+        """Free samplers, contexts and model.  Idempotent."""
+        self._context = self._embedder = None
         self._outputs = []
         for sampler in list(self._samplers):
             sampler.close()
@@ -253,11 +263,28 @@ class LlamaBackend:
         self._running()
         self._memory.unpack(seq, start, end, data)
 
+    # -- embeddings: one thread ---------------------------------------------------------
+
+    def embed(self, tokens: Sequence[int], crowded: Callable[[], bool]) -> list[float]:
+        """Return the tokens' vector, pooled as the model says, else their mean."""
+        if self._embedder is None:
+            raise BackendError("released", f"the model cannot compute: {self._why_not()}")
+        return self._embedder.embed(tokens, crowded)
+
+    def drop_embedder(self) -> None:
+        """Free the context that embeddings were made in."""
+        if self._embedder:
+            self._embedder.close()
+
     def _running(self) -> Any:
         if self._context is None:
-            why = "only the vocabulary is loaded" if self._model.vocab_only else "it was closed"
-            raise StepFailed("released", f"the model cannot compute: {why}")
+            raise StepFailed("released", f"the model cannot compute: {self._why_not()}")
         return self._context
+
+    def _why_not(self) -> str:
+        if not self.info.generates:
+            return "it embeds, and does not generate"
+        return "only the vocabulary is loaded" if self._model.vocab_only else "it was closed"
 
     def _logits(self, at: int) -> Any:
         """Return the logits of output ``at`` as an array over the engine's own memory."""
@@ -283,6 +310,8 @@ def _info(
 ) -> BackendInfo:
     """Describe the model.  Blocks are tentatively possible: the self-test decides."""
     pointer = model.pointer
+    generates = context is None or bool(context.memory)
+    obstacle = "" if generates else "the model embeds, and does not generate"
     return BackendInfo(
         backend="erllama_model_llama",
         n_ctx=context.n_ctx if context else 0,
@@ -299,12 +328,13 @@ def _info(
         model_size_bytes=native.llama_model_size(pointer),
         total_layers=native.llama_model_n_layer(pointer),
         n_gpu_layers=config.model.n_gpu_layers,
-        blocks=context is not None,
-        blocks_why_not="" if context else model.block_obstacle(),
+        blocks=context is not None and generates,
+        blocks_why_not=obstacle if context else model.block_obstacle(),
         block_bytes=0,
         chat_template=model.chat_template(),
         bos=vocab.bos_text(),
         eos=vocab.eos_text(),
         identity=engine_identity(model, context, config.context),
         description=model.describe(),
+        generates=generates,
     )

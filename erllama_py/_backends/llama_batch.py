@@ -25,10 +25,14 @@ class Batch:
 
     :param capacity: tokens, the context's ``n_batch``.
     :param n_ctx: cells of the context, the bound of positions.
+    :param all_outputs: every token has an output, as a context that embeds demands.
     """
 
-    def __init__(self, capacity: int, n_ctx: int, n_vocab: int) -> None:
+    def __init__(
+        self, capacity: int, n_ctx: int, n_vocab: int, *, all_outputs: bool = False
+    ) -> None:
         self._n_vocab = n_vocab
+        self._all_outputs = all_outputs
         self._token = np.zeros(capacity, np.int32)
         self._pos = np.zeros(capacity, np.int32)
         self._seq = np.zeros(capacity, np.int32)
@@ -67,7 +71,7 @@ class Batch:
                     token[at : last + 1] = row.tokens
                     pos[at : last + 1] = self._count_up[row.pos : row.pos + count]
                     seq[at : last + 1] = row.seq
-                    logits[at:last] = 0
+                    logits[at:last] = self._all_outputs
                 logits[last] = row.logits
                 outputs.append(last if row.logits else -1)
                 at = last + 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,13 @@ from llama_cpp._ggml import libggml as _ggml
 from erllama_py._backends import native_log
 from erllama_py._backends.base import BackendError, ContextOptions, ModelOptions
 
-__all__ = ("ContextHandle", "ModelHandle", "device_memory", "engine_identity")
+__all__ = (
+    "ContextHandle",
+    "ModelHandle",
+    "device_memory",
+    "engine_identity",
+    "new_context",
+)
 
 MAX_SLOTS = 255
 """llama.cpp's 256 sequences, less the scratch sequence."""
@@ -139,6 +146,17 @@ class ModelHandle:
         text = native.llama_model_chat_template(self.pointer, None)
         return text.decode(errors="replace") if text else None
 
+    def metadata(self, key: str) -> str:
+        """Return a value of the file's metadata as text; empty without one, or a long one.
+
+        :param key: ``%s`` in it stands for the architecture.
+        """
+        buffer = ctypes.create_string_buffer(256)
+        if "%s" in key:
+            key %= self.metadata("general.architecture")
+        size = native.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if 0 <= size < len(buffer) else ""
+
     def keeps_states(self) -> bool:
         """Return whether some layers keep one state for all tokens of a sequence."""
         return bool(
@@ -197,15 +215,9 @@ class ContextHandle:
         params.kv_unified = True
         params.swa_full = options.swa_full
         params.no_perf = True
-        self.pointer: Any = None
-        point = native_log.mark()
-        for self.flash_attn in _named("flash_attn", options.flash_attn, _FLASH_ATTN):
-            params.flash_attn_type = self.flash_attn
-            self.pointer = native.llama_init_from_model(model.pointer, params)
-            if self.pointer:
-                break
-        else:
-            _refuse("context_failed", point, f"n_ctx {n_ctx}, n_seq_max {options.n_seq_max}")
+        flash_attn = _named("flash_attn", options.flash_attn, _FLASH_ATTN)
+        self.pointer: Any
+        self.pointer, self.flash_attn = new_context(model, params, flash_attn)
         self.memory: Any = native.llama_get_memory(self.pointer)
         self.n_ctx: int = native.llama_n_ctx(self.pointer)
         self.n_batch: int = native.llama_n_batch(self.pointer)
@@ -216,6 +228,22 @@ class ContextHandle:
         pointer, self.pointer, self.memory = self.pointer, None, None
         if pointer:
             native.llama_free(pointer)
+
+
+def new_context(model: ModelHandle, params: Any, flash_attn: Sequence[int]) -> tuple[Any, int]:
+    """Make a context; return it and the first kind of flash attention that works.
+
+    :raises BackendError: ``context_failed``, ``oom``.
+    """
+    point = native_log.mark()
+    for kind in flash_attn:
+        params.flash_attn_type = kind
+        pointer: Any = native.llama_init_from_model(model.pointer, params)
+        if pointer:
+            break
+    else:
+        _refuse("context_failed", point, f"n_ctx {params.n_ctx}, n_seq_max {params.n_seq_max}")
+    return pointer, kind
 
 
 def engine_identity(

@@ -57,7 +57,8 @@ def phash2_embed(tokens: Sequence[int]) -> int:
     """Return ``erlang:phash2({embed, Tokens})``; tokens are below 2^27."""
     state = _hash_number(2, _TUPLE, 0)
     state = _hash_number(_atom_value(b"embed"), _ATOM, state)
-    return _hash_list(tokens, state) % _RANGE
+    # A list: the bytes of an array's slice would be those of its memory.
+    return _hash_list(list(tokens), state) % _RANGE
 
 
 def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count, islice
 from typing import Any, TypeGuard
 
@@ -251,6 +251,20 @@ class StubBackend:
         if self._hooks.whole_rows and start:
             raise RestoreFailed("restore_failed", "whole_rows is set: only whole sequences")
         self._append(seq, struct.unpack(f"<{end - start}I", data))
+
+    # -- embeddings -------------------------------------------------------------------
+
+    def embed(self, tokens: Sequence[int], crowded: Callable[[], bool]) -> list[float]:
+        """Return 16 numbers out of a hash; no tokens at all have one, too."""
+        del crowded
+        if len(tokens) > MAX_TOKENS:
+            raise BackendError("too_large", f"{len(tokens)} tokens; {MAX_TOKENS} at most")
+        if tokens and not 0 <= min(tokens) <= max(tokens) < N_VOCAB:
+            raise BackendError("invalid_token", f"the vocabulary has 0 to {N_VOCAB - 1}")
+        return embed(tokens)
+
+    def drop_embedder(self) -> None:
+        """Nothing is held."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -200,7 +200,10 @@ class Cancel(Frame, frozen=True):
 
 
 class Call(Frame, frozen=True):
-    """A question that needs the vocabulary only, or a small job; see ``worker``."""
+    """A question that needs the vocabulary only, or a small job; see ``worker``.
+
+    Answers come as they are ready, not in the order of the questions.
+    """
 
     id: int
     what: str

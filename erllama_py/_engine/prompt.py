@@ -21,6 +21,8 @@ def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str]
 
     A prompt that fills the context is taken where nothing is to be generated.
     """
+    if not info.generates:
+        return "not_supported", "the model embeds, and does not generate"
     if not tokens:
         return "empty_prompt", "the prompt has no tokens: give at least one"
     if info.n_vocab and max(tokens) >= info.n_vocab:

@@ -72,6 +72,11 @@ class Scheduler(Admission):
         """End the loop before the next tick; rows of replies that are out are stored."""
         self._stopped = True
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests are computing or about to; any thread may ask."""
+        return self._phase != "idle"
+
     # -- the loop -----------------------------------------------------------------------
 
     def run(self) -> None:

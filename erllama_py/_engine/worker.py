@@ -2,9 +2,10 @@
 
 Two threads matter.  *Control* reads frames, tokenises, checks requests and answers
 questions about the vocabulary: none of that waits for a tick.  *Engine* alone touches
-the context (see :mod:`~erllama_py._engine.scheduler`).  Two more keep them free of what
-takes long: the *loader* reads and verifies what plans want restored, and the *outbox*
-checksums what was captured and sends what the socket did not take at once.
+the context (see :mod:`~erllama_py._engine.scheduler`).  Three more keep them free of what
+takes long: the *loader* reads and verifies what plans want restored, the *outbox*
+checksums what was captured and sends what the socket did not take at once, and
+embeddings are computed on a thread with a context of its own.
 
 The process outlives nothing: at end of file of its socket it exits at once, whatever a
 tick is doing, so a core that dies by ``kill -9`` leaves nothing behind.
@@ -29,6 +30,7 @@ from erllama_py._backends import open_backend
 from erllama_py._backends.base import BLOCK, Backend, BackendError
 from erllama_py._cache.policy import prefill_chunk
 from erllama_py._engine.channel import Channel, ChannelClosed, Outbox
+from erllama_py._engine.embeddings import Embeddings
 from erllama_py._engine.frames import (
     Accepted,
     Answer,
@@ -83,6 +85,8 @@ class Worker:
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._engine: threading.Thread | None = None
+        self._embeddings: Embeddings | None = None
+        self._embedding: threading.Thread | None = None
 
     def control(self) -> bool:
         """Read frames until the core closes or says stop; return whether it said so."""
@@ -132,6 +136,9 @@ class Worker:
 
     def end(self) -> None:
         """Stop everything; only the in-process twin gets here."""
+        if self._embeddings and self._embedding:
+            self._embeddings.close()
+            self._embedding.join()
         if self._scheduler:
             self._scheduler.mailbox.put(self._scheduler.stop)
         if self._engine:
@@ -171,6 +178,7 @@ class Worker:
         policy = load.policy if load.caching and (info.blocks or info.whole_rows) else None
         scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
         self._backend, self._scheduler = backend, scheduler
+        self._embeddings = Embeddings(backend, self._out, lambda: scheduler.busy)
         self._out.put(Loaded(info, chunk))
         scheduler.run()
         if self._in_process:
@@ -217,12 +225,25 @@ class Worker:
 
     def _call(self, frame: Call) -> None:
         assert self._backend is not None
+        if frame.what == "embed":
+            self._embed(frame)
+            return
         try:
             value = answer(self._backend, frame.what, frame.data)
         except BackendError as error:
             self._out.put(Refused(frame.id, error.reason, error.detail))
         else:
             self._out.put(Answer(frame.id, value))
+
+    def _embed(self, frame: Call) -> None:
+        embeddings = self._embeddings
+        assert embeddings is not None
+        if self._embedding is None:  # most models are never asked
+            self._embedding = threading.Thread(
+                target=self._guarded, args=(embeddings.run,), name="embedding", daemon=True
+            )
+            self._embedding.start()
+        embeddings.ask(frame)
 
 
 def answer(backend: Backend, what: str, data: Any) -> Any:

@@ -98,6 +98,12 @@ CALLS = [
     ("tokenize", f"{MODEL}, <<>>", "fun(Answer) -> Answer end", "{ok,[]}"),
     ("detokenize", f"{MODEL}, [1, 200000]", "fun(Answer) -> Answer end", '{ok,<<"1 200000">>}'),
     (
+        "embed",
+        f"{MODEL}, [1, 2, 3]",
+        "fun({ok, [V | _] = Vector}) -> {length(Vector), round(V * 65535)} end",
+        f"{{16,{133891508 & 0xFFFF}}}",
+    ),
+    (
         "apply_chat_template",
         f'{MODEL}, #{{messages => [#{{role => <<"user">>, content => <<"hi">>}}]}}',
         "fun({ok, Tokens}) -> length(Tokens) end",
@@ -140,7 +146,6 @@ CALLS = [
     *(
         (function, args, "fun(Answer) -> Answer end", "{error,not_supported}")
         for function, args in [
-            ("embed", f"{MODEL}, [1]"),
             ("evict", MODEL),
             ("shutdown", MODEL),
             ("draft_tokens", f"{MODEL}, [1], #{{max => 1}}"),

@@ -201,13 +201,21 @@ def test_unloading_the_dead_is_ok_and_the_unknown_not_found(node: ErllamaNode) -
             [{Atom("messages"): [{Atom("role"): Atom("user"), Atom("content"): b"x"}]}],
             Atom("badarg"),
         ),
-        ("embed", [[1]], Atom("not_supported")),
+        ("embed", [[1, Atom("true")]], Atom("invalid_token")),
+        ("embed", [[1 << 27]], Atom("invalid_token")),
     ],
 )
 def test_refusals_are_error_tuples_of_terms(
     node: ErllamaNode, function: str, args: list[Any], reason: Any
 ) -> None:
     assert call(node, function, MODEL, *args) == (Atom("error"), reason)
+
+
+def test_a_vector_is_a_list_of_floats(node: ErllamaNode) -> None:
+    (ok, vector) = call(node, "embed", MODEL, [1, 2, 3])
+    assert ok is Atom("ok")
+    assert vector == api.embed(MODEL, [1, 2, 3])
+    assert [type(value) for value in vector] == [float] * 16
 
 
 @pytest.mark.parametrize(

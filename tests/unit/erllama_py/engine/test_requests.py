@@ -327,7 +327,6 @@ def test_unknown_models_exit_or_answer_neutrally() -> None:
 def test_what_is_not_built_says_so() -> None:
     with stub_model() as model:
         for call in (
-            lambda: api.embed(model, [1]),
             lambda: api.evict(model),
             lambda: api.verify(model, [1], [2], 1),
             lambda: api.list_adapters(model),
