@@ -23,6 +23,7 @@ import msgspec
 from erllama_py._cache.kvcfile import KvcDirectory
 from erllama_py._engine import exactness, exchange
 from erllama_py._engine.device_memory import device_memory
+from erllama_py._engine.drafting import draft, verify_request
 from erllama_py._engine.exchange import TIMEOUT_S
 from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.host import ModelHost
@@ -350,6 +351,57 @@ def cancel(ref: Ref) -> Atom:
     return Atom("ok")
 
 
+# -- speculation --------------------------------------------------------------------------
+
+
+def draft_tokens(
+    model_id: str | bytes, prefix: Tokens, options: Options | None = None
+) -> list[int]:
+    """Draft tokens for :func:`verify` on a larger model: greedily, and at once.
+
+    :param options: ``max``, the most tokens (64 without, or where it is no positive
+        whole number); all else is ignored.
+    :return: the tokens; one that ends generation is the last of them.
+    :raises ErllamaError: ``empty_prefix``, before anything else is looked at; as
+        :func:`infer`; ``busy`` while the model verifies; ``timeout`` after 30 seconds
+        without a token.  The time in the queue does not count.
+    """
+    prompt = _token_array(prefix)
+    if not prompt:
+        raise ErllamaError("empty_prefix")
+    most = _mapping({} if options is None else options, "options").get("max")
+    host = core().host(id_text(model_id))
+    count = most if type(most) is int and most > 0 else DEFAULT_INFER_TOKENS
+    return draft(host, _checked_tokens(host, "infer", prompt), count)
+
+
+def verify(
+    model_id: str | bytes, prefix: Tokens, candidates: Tokens, k: int
+) -> tuple[int, int | Atom]:
+    """Compare drafted tokens with what this model would say after ``prefix``, greedily.
+
+    To go on: append the accepted candidates and the next token, stop at ``eos``.  The
+    prefix is restored from the cache as far as it is there; of the candidates nothing
+    is kept.  The same question has the same answer.
+
+    :param k: how many of the candidates to look at, at most.
+    :return: how many leading candidates are right, and the model's own next token, or
+        ``eos``.  A candidate that ends generation is never accepted.
+    :raises ErllamaError: ``not_supported`` (the stub, a model that only embeds),
+        ``empty_prefix``, ``invalid_token``, ``context_overflow`` (prefix and candidates
+        do not leave a cell free), ``busy`` (the model has requests).  :func:`infer` is
+        ``busy`` while it runs; other requests wait for it.
+    """
+    if type(k) is not int or k <= 0:
+        raise BadCall("function_clause", f"k must be a positive whole number, not {k!r}")
+    host = core().host(id_text(model_id))
+    request = verify_request(host.info, _token_array(prefix), _token_array(candidates)[:k])
+    host.submit(request)
+    verdict = _wait(host, request)
+    following = verdict["following"]
+    return verdict["accepted"], Atom("eos") if following is None else following
+
+
 # -- observability ----------------------------------------------------------------------
 
 
@@ -667,22 +719,6 @@ def shutdown(model: ModelArg) -> Atom:
     :raises NotSupported: always.
     """
     raise NotSupported("shutdown/1")
-
-
-def draft_tokens(model_id: str | bytes, prefix: Tokens, options: Options) -> list[int]:
-    """Draft tokens for speculation; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("draft_tokens/3")
-
-
-def verify(model_id: str | bytes, prefix: Tokens, candidates: Tokens, k: int) -> Any:
-    """Verify drafted tokens; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("verify/4")
 
 
 def load_adapter(model: ModelArg, path: str) -> Any:

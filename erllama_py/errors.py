@@ -98,6 +98,7 @@ _WORDS = {
     "invalid_token": "a token id is not in the model's vocabulary",
     "context_overflow": "the prompt does not fit into the model's context",
     "empty_prompt": "the prompt has no tokens",
+    "empty_prefix": "the prefix has no tokens",
     "grammar_failed": "the grammar could not be parsed",
     "no_template": "the model carries no chat template",
     "template_failed": "the model's chat template failed",

@@ -25,7 +25,7 @@ from erl_bridge.service.heads import FUNCTIONS, head_of
 from erl_bridge.service.modules import MODULES
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
-from erllama_py import api
+from erllama_py import api, types
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 
 __all__ = ("Table",)
@@ -74,7 +74,7 @@ _PLAIN: Final[dict[tuple[str, int], Function]] = {
     ("unload_model", 1): api.unload_model,
     ("evict", 1): api.evict,
     ("shutdown", 1): api.shutdown,
-    ("verify", 4): api.verify,
+    ("verify", 4): lambda *args: (types.Atom("ok"), *api.verify(*args)),
     ("unload_adapter", 2): api.unload_adapter,
     ("set_adapter_scale", 3): api.set_adapter_scale,
     ("list_adapters", 1): api.list_adapters,

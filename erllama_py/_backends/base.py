@@ -25,6 +25,7 @@ import msgspec
 
 __all__ = (
     "BLOCK",
+    "GUESSED_TOKENS",
     "Backend",
     "BackendConfig",
     "BackendError",
@@ -50,6 +51,10 @@ Smaller blocks mean shorter tails to store twice; 128 would save about 1 ms a re
 # Limits of the original's text functions, beyond which it answers ``too_large``.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_TOKENS = 1_048_576
+
+
+GUESSED_TOKENS = 16
+"""Most tokens of one :meth:`Backend.guess`; a step's logits are reserved for so many."""
 
 
 class BackendError(Exception):
@@ -180,6 +185,8 @@ class BackendInfo(msgspec.Struct, frozen=True):
     """One line for people: family, size, quantisation."""
     generates: bool = True
     """False for an encoder, which only embeds."""
+    verifies: bool = False
+    """:meth:`Backend.guess` works."""
     whole_rows: bool = False
     """Without ``blocks``: a whole sequence packs and restores bit for bit, at its exact
     length (recurrent and hybrid models)."""
@@ -278,6 +285,20 @@ class Backend(Protocol):
 
     def copy_logits(self, row: int, out: memoryview) -> None:
         """Copy row number ``row``'s logits, ``info.logits_bytes`` bytes, to ``out``."""
+
+    def likeliest(self, row: int) -> int:
+        """Return the likeliest token by row number ``row``'s logits; of equals the lowest id."""
+
+    def guess(self, row: Row) -> list[int]:
+        """Evaluate one row; return the likeliest token after each of its tokens.
+
+        At most :data:`GUESSED_TOKENS` tokens, and ``info.n_ubatch``.  It is a step:
+        logits of the one before are gone.
+
+        :raises NoSlot: as :meth:`step`.
+        :raises StepFailed: as :meth:`step`.
+        :raises BackendError: ``not_supported``.
+        """
 
     # -- engine thread: memory --------------------------------------------------------
 

@@ -25,6 +25,7 @@ import numpy as np
 from erllama_py._backends import native_log
 from erllama_py._backends.base import (
     BLOCK,
+    GUESSED_TOKENS,
     BackendConfig,
     BackendError,
     BackendInfo,
@@ -189,6 +190,11 @@ class LlamaBackend:
             length=self._memory.length,
         )
         outputs = self._batch.fill(rows, total)
+        self._decode(context, rows, total)
+        self._outputs = outputs
+
+    def _decode(self, context: Any, rows: Sequence[Row], total: int) -> None:
+        """Evaluate what is in the batch."""
         point = native_log.mark()
         code = native.llama_decode(context, self._batch.struct)
         if code == _NO_CELLS:
@@ -201,7 +207,25 @@ class LlamaBackend:
                 for row in rows:
                     self._memory.clear(row.seq)
             raise StepFailed("decode_failed", f"the engine answered {code}: {lines}")
-        self._outputs = outputs
+
+    def likeliest(self, row: int) -> int:
+        """Return the token of a row's highest logit."""
+        return int(self._logits(check_row_number(row, self._outputs)).argmax())
+
+    def guess(self, row: Row) -> list[int]:
+        """Evaluate one row, with the logits of every token."""
+        context = self._running()
+        self._outputs = []
+        total = check_rows(
+            [row],
+            n_batch=min(GUESSED_TOKENS, self.info.n_ubatch),
+            n_seq_max=self.info.n_seq_max,
+            length=self._memory.length,
+        )
+        self._batch.fill([row], total)
+        self._batch.want_all()
+        self._decode(context, [row], total)
+        return [int(self._logits(at).argmax()) for at in range(total)]
 
     def sample(self, sampler: Sampler, row: int) -> int:
         """Draw a token from a row's logits."""
@@ -337,4 +361,5 @@ def _info(
         identity=engine_identity(model, context, config.context),
         description=model.describe(),
         generates=generates,
+        verifies=context is not None and generates,
     )

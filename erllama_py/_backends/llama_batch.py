@@ -87,3 +87,7 @@ class Batch:
             )
         self.struct.n_tokens = total
         return outputs
+
+    def want_all(self) -> None:
+        """Ask for the logits of every token of what was filled in last."""
+        self._logits[: self.struct.n_tokens] = 1

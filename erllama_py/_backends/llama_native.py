@@ -19,7 +19,7 @@ import llama_cpp.llama_cpp as native
 from llama_cpp._ggml import libggml as _ggml
 
 from erllama_py._backends import native_log
-from erllama_py._backends.base import BackendError, ContextOptions, ModelOptions
+from erllama_py._backends.base import GUESSED_TOKENS, BackendError, ContextOptions, ModelOptions
 
 __all__ = (
     "ContextHandle",
@@ -203,10 +203,10 @@ class ContextHandle:
         params.n_ubatch = min(_ranged("n_ubatch", options.n_ubatch, 0) or n_batch, n_batch)
         sequences = options.n_seq_max + (0 if model.keeps_states() else 1)
         params.n_seq_max = sequences
-        # One row of logits a sequence.  By default the engine reserves room for a row
-        # of every token of a batch: 514 MiB instead of 22 with a vocabulary of 262k.
-        # Fewer than n_seq_max is an assertion.
-        params.n_outputs_max = sequences
+        # One row of logits a sequence, and enough for guesses.  By default the engine
+        # reserves room for a row of every token of a batch: 514 MiB with a vocabulary
+        # of 262k.  Fewer than n_seq_max is an assertion.
+        params.n_outputs_max = max(sequences, min(GUESSED_TOKENS, params.n_ubatch))
         params.n_threads = _ranged("n_threads", options.n_threads, 1)
         params.n_threads_batch = _ranged("n_threads_batch", options.n_threads_batch, 1)
         params.offload_kqv = options.offload_kqv

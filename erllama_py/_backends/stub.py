@@ -186,6 +186,16 @@ class StubBackend:
         """Write the row's new length, the stub's stand-in for logits."""
         struct.pack_into("<I", out, 0, check_row_number(row, self._outputs))
 
+    def likeliest(self, row: int) -> int:
+        """Refuse: a request's token is its sampler's, and no other is likelier."""
+        raise BackendError("not_supported", f"the stub has no logits, of row {row} or any other")
+
+    def guess(self, row: Row) -> list[int]:
+        """Refuse, as in the original."""
+        raise BackendError(
+            "not_supported", f"the stub has no logits after {len(row.tokens)} tokens"
+        )
+
     # -- memory ---------------------------------------------------------------------
 
     def clear(self, seq: int) -> None:

@@ -45,6 +45,8 @@ class Admission(Resuming):
     def submit(self, job: Job) -> None:
         """Queue a checked request."""
         job.cached = self._policy is not None and job.options.cached
+        if job.verifies and not (self._backend.info.blocks and job.prompt_len > self._chunk):
+            job.cached = False  # its last cut is always computed: there is nothing to restore
         job.capturing = job.cached
         self._jobs[job.id] = job
         self._queue.append(job)

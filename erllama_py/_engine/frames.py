@@ -80,6 +80,7 @@ __all__ = (
     "Submit",
     "Token",
     "Trace",
+    "Verified",
     "carries_descriptor",
     "decode_frame",
     "encode_frame",
@@ -170,10 +171,13 @@ class Submit(Frame, frozen=True):
 
     id: int
     mode: str
-    """``complete``, ``infer`` or ``prefill_only``; of a transfer ``export`` or ``import``."""
+    """``complete``, ``infer``, ``prefill_only`` or ``verify``; of a transfer ``export`` or
+    ``import``."""
     text: bytes | None
     tokens: bytes
     options: GenerateOptions
+    candidates: bytes = b""
+    """Of a ``verify``: the drafted tokens."""
 
 
 class Plan(Frame, frozen=True):
@@ -366,6 +370,15 @@ class Done(Frame, frozen=True):
     saving: bool
 
 
+class Verified(Frame, frozen=True):
+    """The outcome of a ``verify``, in the place of :class:`Done`."""
+
+    id: int
+    accepted: int
+    following: int | None
+    """The model's own next token; ``None`` for the end of generation."""
+
+
 class Failed(Frame, frozen=True):
     """The request failed; the model goes on."""
 
@@ -436,6 +449,7 @@ AnyFrame = (
     | Packed
     | Trace
     | Done
+    | Verified
     | Failed
     | Closed
     | Phase

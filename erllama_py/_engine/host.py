@@ -55,6 +55,7 @@ from erllama_py._engine.frames import (
     Stop,
     Token,
     Trace,
+    Verified,
 )
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
@@ -230,16 +231,31 @@ class ModelHost:
     def submit(self, request: Request) -> None:
         """Queue a request.
 
+        A ``verify`` has the model to itself: it begins only where there is no other
+        request, and no stream begins beside it.
+
         :raises ModelGone: the model was unloaded.
+        :raises ErllamaError: ``busy``.
         """
         with self._lock:
             if self._state == "gone":
                 raise model_gone(self.id)
+            if request.mode in ("verify", "infer"):
+                self._check_busy(request.mode)
             self._requests[request.id] = request
             life = self._life if self._state == "up" else None
             request.life = life
         if life:
             life.send(request.frame())
+
+    def _check_busy(self, mode: str) -> None:
+        others = [one for one in self.requests if not one.over]
+        if mode == "verify" and others:
+            raise ErllamaError(
+                "busy", f"the model {self.id!r} has requests; verify needs it to itself"
+            )
+        if any(one.mode == "verify" for one in others):
+            raise ErllamaError("busy", f"the model {self.id!r} is verifying", "try again")
 
     def cancel(self, request: Request) -> None:
         """Stop a request; its terminal event follows."""
@@ -290,7 +306,7 @@ class ModelHost:
 
     def _forget(self, request: Request) -> None:
         """A request is over: only what its lookup found is kept."""
-        if not isinstance(request, Transfer):
+        if not isinstance(request, Transfer) and request.mode != "verify":
             self.history.keep(past_of(request))
         with self._lock:
             self._requests.pop(request.id, None)
@@ -338,7 +354,7 @@ class ModelHost:
 
     def _handle(self, life: Life, frame: AnyFrame) -> None:
         match frame:
-            case Token() | Captured() | Saved() | Lookup() | Accepted() | Admitted():
+            case Token() | Captured() | Saved() | Lookup() | Accepted() | Admitted() | Verified():
                 request = self._requests.get(frame.id)
                 if request is not None:
                     self._handle_request(life, request, frame)
@@ -397,12 +413,15 @@ class ModelHost:
                 self.cache.lookup(request, frame, life)
             case Accepted():
                 request.on_prompt(frame.tokens)
+            case Verified():
+                request.on_verified(frame)
             case Admitted():
                 request.admitted = True
                 request.kind, request.prefix_len = frame.kind, frame.prefix_len
                 if frame.kind == "cold":
                     request.exactness = None
-                self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
+                if request.mode != "verify":
+                    self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
 
     def _handle_release(self, frame: Restored | Closed) -> None:
         request = self._requests.get(frame.id)

@@ -95,6 +95,8 @@ class Job:
         self.cold_row: int | None = None
         """Length of the cold row still to be saved."""
         self.last_save = 0
+        self.candidates: array[int] = array("I")
+        """Drafted tokens of a verify; never part of the ledger."""
         self.exact = False
         """The cache had its whole prompt."""
         self.trace: LogitsTrace | None = None
@@ -123,6 +125,11 @@ class Job:
     def transfers(self) -> bool:
         """Whether it restores a row only to pack it in other pieces; see ``packing``."""
         return self.mode in ("export", "import")
+
+    @property
+    def verifies(self) -> bool:
+        """Whether candidates are to be compared with what the model would say."""
+        return self.mode == "verify"
 
     @property
     def prefilling(self) -> bool:

@@ -23,6 +23,10 @@ def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str]
     """
     if not info.generates:
         return "not_supported", "the model embeds, and does not generate"
+    if mode == "verify" and not info.verifies:
+        return "not_supported", "this backend does not verify"
+    if not tokens and mode == "verify":
+        return "empty_prefix", "the prefix has no tokens: give at least one"
     if not tokens:
         return "empty_prompt", "the prompt has no tokens: give at least one"
     if info.n_vocab and max(tokens) >= info.n_vocab:
@@ -30,7 +34,7 @@ def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str]
             "invalid_token",
             f"token {max(tokens)} is not in the model's vocabulary of {info.n_vocab}",
         )
-    if len(tokens) + (mode in GENERATING) > info.n_ctx:
+    if len(tokens) + (mode in (*GENERATING, "verify")) > info.n_ctx:
         detail = f"the prompt has {len(tokens)} tokens, the context {info.n_ctx} cells"
         return "context_overflow", f"{detail}: shorten it, or load with a larger n_ctx"
     return None

@@ -14,12 +14,22 @@ from erllama_py._backends.base import BLOCK, Backend, BackendError, Sampler
 from erllama_py._cache.policy import Policy, cold_save_split, should_finish_save
 from erllama_py._engine.capture import Recorder
 from erllama_py._engine.channel import Sink
-from erllama_py._engine.frames import Admitted, Closed, Done, Failed, Restored, Token, Trace
+from erllama_py._engine.frames import (
+    Admitted,
+    Closed,
+    Done,
+    Failed,
+    Restored,
+    Token,
+    Trace,
+    Verified,
+)
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.measures import Measures
 from erllama_py._engine.restore import BadPiece
 from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.slots import Slots
+from erllama_py._engine.speculation import compare
 from erllama_py._engine.stops import cut_at
 from erllama_py._engine.trace import LogitsTrace
 from erllama_py._engine.whole import WholeRecorder
@@ -82,11 +92,14 @@ class Replies:
         job.admitted = True
         self._out.put(Admitted(job.id, kind, prefix_len))
         boundary = cold_save_split(job.prompt_len, self._policy) if self._policy else None
-        if job.cached and boundary is not None and boundary > prefix_len:
+        if job.cached and not job.verifies and boundary is not None and boundary > prefix_len:
             job.cold_row = boundary
 
     def _prompt_done(self, job: Job, index: int) -> None:
         """A row's logits are there: draw from them, or end what wants no tokens."""
+        if job.verifies:
+            self._verify(job, index)
+            return
         if not job.generates:
             self._finish_prompt(job)
             return
@@ -95,6 +108,19 @@ class Replies:
             lambda sampler: self._backend.sample(sampler, index),
             lambda out: self._backend.copy_logits(index, out),
         )
+
+    def _verify(self, job: Job, index: int) -> None:
+        """Compare a job's candidates with the model's own tokens, and end it."""
+        recorder = self._recorder_of(job)
+        if recorder:  # before the candidates are in the sequence, too
+            recorder.capture_blocks(job)
+        try:
+            accepted, following = compare(self._backend, job, index)
+        except BackendError as error:
+            self._fail(job, error.reason, error.detail)
+            return
+        self._out.put(Verified(job.id, accepted, following))
+        self._release(job)
 
     def _sample_stored(self, job: Job, logits: memoryview) -> None:
         """Draw the first token from logits that were saved with a row."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from erllama_py._cache.tier import KINDS
-from erllama_py._engine.frames import Done, Submit
+from erllama_py._engine.frames import Done, Submit, Verified
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Event, Ref, next_serial, text_of
@@ -28,9 +28,10 @@ __all__ = ("Request",)
 class Request:
     """A request and its outcome.
 
-    :param mode: ``complete``, ``infer`` or ``prefill_only``.
+    :param mode: ``complete``, ``infer``, ``prefill_only`` or ``verify``.
     :param text: the prompt where the model process is to tokenise it.
     :param tokens: the prompt where the caller has tokens.
+    :param candidates: what a ``verify`` is to verify.
     :param sink: takes a stream's events, on the host's reader thread: it must not block
         and must not raise.
     """
@@ -42,6 +43,7 @@ class Request:
         *,
         text: bytes | None = None,
         tokens: array[int] | None = None,
+        candidates: array[int] | None = None,
         parent_key: bytes | None = None,
         sink: Callable[[Event], None] | None = None,
         on_over: Callable[[Request], None] | None = None,
@@ -55,6 +57,7 @@ class Request:
         self._sink = sink
         self._on_over = on_over
         self._submitted = b"" if tokens is None else tokens.tobytes()
+        self._candidates = b"" if candidates is None else candidates.tobytes()
         self.tokens: array[int] = array("I") if tokens is None else array("I", tokens)
         """Prompt and generated tokens, in order."""
         self.prompt_len = len(self.tokens)
@@ -90,7 +93,9 @@ class Request:
 
     def frame(self) -> Submit:
         """Return the frame that submits it."""
-        return Submit(self.id, self.mode, self.text, self._submitted, self.options)
+        return Submit(
+            self.id, self.mode, self.text, self._submitted, self.options, self._candidates
+        )
 
     @property
     def generated(self) -> array[int]:
@@ -192,6 +197,11 @@ class Request:
             "stats": stats,
             **stop,
         }
+
+    def on_verified(self, frame: Verified) -> None:
+        """The drafted tokens are compared."""
+        self.result = {"accepted": frame.accepted, "following": frame.following}
+        self._end(Event("done", self.ref))
 
     def on_error(self, error: ErllamaError) -> None:
         """It failed."""

@@ -40,6 +40,8 @@ class Resuming(Replies):
         job.exact = plan.kind == "exact"
         job.last_save = max(job.last_save, plan.prefix_len)
         fresh = job.generates and job.pending is None
+        if job.verifies:
+            self._leave_last_cut(job, restore)
         if restore.logits is not None and fresh:
             # The stored logits are all that the first token needs: it goes out before
             # a byte of KV is restored.
@@ -54,6 +56,14 @@ class Resuming(Replies):
                 self._forgo(job)
         if job.active and job.restore is not None:
             self._place(job)
+
+    def _leave_last_cut(self, job: Job, restore: Restore) -> None:
+        """Have a verify compute its last cut, as it does cold: it needs the logits' bits."""
+        keep = (len(job.todo) - 1) // self._chunk * self._chunk
+        if restore.keep > keep:
+            restore.keep = keep
+            if not keep:
+                self._forgo(job)
 
     def _place(self, job: Job) -> None:
         """A job has a plan and a slot: take over what the context has of its tokens."""
@@ -134,6 +144,11 @@ class Resuming(Replies):
         """The sequence is what it should be: go on from there."""
         plan, keep = restore.plan, restore.keep
         self._drop_restore(job)
+        if job.verifies and keep % self._chunk and job.stage is not Stage.CLOSING:
+            # A sliding window could not be cut at the chunk: other cuts have other bits.
+            job.canonical = len(self._slots.running) == 1 and not self._slots.parked
+            self._go_on_cold(job)
+            return
         job.ledger, job.todo = job.todo[:keep], job.todo[keep:]
         if job.transfers:
             self._hand_over(job)

@@ -167,7 +167,8 @@ class Scheduler(Admission):
                 size = job.slice_end(self._chunk, budget)
                 tokens = job.todo[:size]
                 last = size == len(job.todo)
-                wanted = last and job.pending is None and (job.generates or job.cached)
+                wanted = last and job.pending is None
+                wanted = wanted and (job.generates or job.cached or job.verifies)
                 rows.append((job, Row(job.slot, len(job.ledger), tokens, wanted)))
                 budget -= size
         return rows

@@ -213,6 +213,7 @@ class Worker:
         asked = frame.options.response_tokens
         target = limit if asked is None else min(asked, limit)
         job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
+        job.candidates = unpack_tokens(frame.candidates)
         self._out.put(Accepted(frame.id, reply))
         scheduler.mailbox.put(lambda: scheduler.submit(job))
 

@@ -98,6 +98,13 @@ CALLS = [
     ("tokenize", f"{MODEL}, <<>>", "fun(Answer) -> Answer end", "{ok,[]}"),
     ("detokenize", f"{MODEL}, [1, 200000]", "fun(Answer) -> Answer end", '{ok,<<"1 200000">>}'),
     (
+        "draft_tokens",
+        f"{MODEL}, [1], #{{max => 3}}",
+        "fun({ok, Tokens}) -> [is_integer(T) || T <- Tokens] end",
+        "[true,true,true]",
+    ),
+    ("draft_tokens", "self(), [], max", "fun(Answer) -> Answer end", "{error,empty_prefix}"),
+    (
         "embed",
         f"{MODEL}, [1, 2, 3]",
         "fun({ok, [V | _] = Vector}) -> {length(Vector), round(V * 65535)} end",
@@ -148,7 +155,6 @@ CALLS = [
         for function, args in [
             ("evict", MODEL),
             ("shutdown", MODEL),
-            ("draft_tokens", f"{MODEL}, [1], #{{max => 1}}"),
             ("verify", f"{MODEL}, [1], [2], 1"),
             ("load_adapter", f'{MODEL}, "adapter.gguf"'),
             ("unload_adapter", f"{MODEL}, make_ref()"),

@@ -108,7 +108,25 @@ def test_a_chat_is_rendered_by_the_models_template(llm: Serving) -> None:
     assert seen == r'{ok,<<"system\nBe brief.\nuser\nHi\nassistant\n">>}'
 
 
+def test_a_draft_is_verified_and_a_text_embedded(llm: Serving) -> None:
+    seen = llm.eval(f"""begin
+        {{ok, T}} = erllama:tokenize({SMOL}, <<"One, two, three,">>),
+        {{ok, [A, B, C | _]}} = erllama:draft_tokens({SMOL}, T, #{{max => 4}}),
+        {{ok, 2, C}} = erllama:verify({SMOL}, T, [A, B, 77], 3),
+        {{ok, 1, B}} = erllama:verify({SMOL}, T, [A, B, C], 1),
+        {{ok, Vector}} = erllama:embed({SMOL}, T),
+        {{length(Vector), lists:all(fun erlang:is_float/1, Vector)}}
+    end""")
+    assert seen == "{576,true}"
+
+
 BAD_CALLS = {
+    f"erllama:embed({SMOL}, [])": "invalid_token",
+    f"erllama:embed({SMOL}, [{OUT_OF_VOCABULARY}])": "invalid_token",
+    f"erllama:embed({SMOL}, lists:duplicate({CONTEXT}, 1))": "context_overflow",
+    f"erllama:verify({SMOL}, [], [1], 1)": "empty_prefix",
+    f"erllama:verify({SMOL}, [1], [1], 1)": "busy",
+    f"erllama:draft_tokens({SMOL}, [], #{{}})": "empty_prefix",
     f"erllama:prefill_only({SMOL}, [{OUT_OF_VOCABULARY}])": "invalid_token",
     f"erllama:infer({SMOL}, [1, {OUT_OF_VOCABULARY}], #{{}}, self())": "invalid_token",
     f"erllama:detokenize({SMOL}, [{OUT_OF_VOCABULARY}])": "invalid_token",
