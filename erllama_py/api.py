@@ -12,6 +12,7 @@ dicts keyed by the atoms' names, atoms as values are
 
 from __future__ import annotations
 
+import os
 import queue
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -702,6 +703,56 @@ def watch(watcher: Watcher) -> Callable[[], None]:
     return core().watch(watcher)
 
 
+# -- LoRA adapters ----------------------------------------------------------------------
+
+
+def load_adapter(model: ModelArg, path: str | bytes | os.PathLike[str]) -> Ref:
+    """Attach a LoRA adapter, a GGUF file, with scale 1.0.
+
+    Requests admitted from now on compute with it and with those attached before; running
+    ones go on as they began.  What is cached is kept apart: rows belong to the adapters
+    and scales they were computed with.
+
+    :return: a handle.
+    :raises ErllamaError: ``enoent``, ``eacces``, ... where the file cannot be read;
+        ``load_failed`` where it is no adapter for this model; ``badarg``,
+        ``not_supported``, ``oom``, ``released``, ``exception``.  Nothing has changed.
+    """
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise ErllamaError("badarg", f"a path was expected, not {path!r:.60}") from None
+    return core().host(model).adapters.load(text)
+
+
+def unload_adapter(model: ModelArg, handle: Any) -> Atom:
+    """Detach a LoRA adapter, for requests admitted from now on.
+
+    :return: ``ok``, also for what is no handle, or was detached before.
+    """
+    core().host(model).adapters.unload(handle)
+    return Atom("ok")
+
+
+def set_adapter_scale(model: ModelArg, handle: Any, scale: float) -> Atom:
+    """Change how much a LoRA adapter counts, for requests admitted from now on.
+
+    With 0 it is of no effect, but stays attached.  The adapter moves to the end of
+    :func:`list_adapters`.
+
+    :return: ``ok``.
+    :raises ErllamaError: ``not_found``; ``badarg`` for a scale from 2^31 on.
+    :raises BadCall: the scale is no number.
+    """
+    core().host(model).adapters.scale(handle, scale)
+    return Atom("ok")
+
+
+def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
+    """Return ``handle`` and ``scale`` of the LoRA adapters, in the order of attachment."""
+    return core().host(model).adapters.list()
+
+
 # -- not built yet ----------------------------------------------------------------------
 
 
@@ -721,36 +772,6 @@ def shutdown(model: ModelArg) -> Atom:
     raise NotSupported("shutdown/1")
 
 
-def load_adapter(model: ModelArg, path: str) -> Any:
-    """Attach a LoRA adapter; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("load_adapter/2")
-
-
-def unload_adapter(model: ModelArg, handle: Any) -> Atom:
-    """Detach a LoRA adapter; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("unload_adapter/2")
-
-
-def set_adapter_scale(model: ModelArg, handle: Any, scale: float) -> Atom:
-    """Scale a LoRA adapter; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("set_adapter_scale/3")
-
-
-def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
-    """List LoRA adapters; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("list_adapters/1")
 
 
 # -- what load_model and infer return -----------------------------------------------------

@@ -21,6 +21,7 @@ import anyio.to_thread
 from erl_bridge.etf import Atom, Reference
 from erl_bridge.runtime import CallContext, ErlangError, Undef
 from erl_bridge.service.convert import Converter, NotAModel, chat_request
+from erl_bridge.service.handles import Handles
 from erl_bridge.service.heads import FUNCTIONS, head_of
 from erl_bridge.service.modules import MODULES
 from erl_bridge.service.roots import Roots
@@ -34,6 +35,8 @@ WORKERS = 64
 """Calls that wait for a model process or a load at the same time; others queue."""
 
 _OK: Final = Atom("ok")
+_HANDLE: Final = Atom("handle")
+_SCALE: Final = Atom("scale")
 _ERROR: Final = Atom("error")
 _ERLLAMA: Final = Atom("erllama")
 _NOPROC: Final = Atom("noproc")
@@ -65,7 +68,6 @@ _CALLS: Final[dict[tuple[str, int], Function]] = {
     ("vram_info", 0): api.vram_info,
     ("embed", 2): api.embed,
     ("draft_tokens", 3): api.draft_tokens,
-    ("load_adapter", 2): api.load_adapter,
 }
 """Answered from a worker thread with ``{ok, Value}``."""
 
@@ -75,20 +77,24 @@ _PLAIN: Final[dict[tuple[str, int], Function]] = {
     ("evict", 1): api.evict,
     ("shutdown", 1): api.shutdown,
     ("verify", 4): lambda *args: (types.Atom("ok"), *api.verify(*args)),
-    ("unload_adapter", 2): api.unload_adapter,
-    ("set_adapter_scale", 3): api.set_adapter_scale,
-    ("list_adapters", 1): api.list_adapters,
 }
 """Answered from a worker thread with what the function returns."""
+
+_ADAPTERS: Final = frozenset(
+    {"load_adapter", "unload_adapter", "set_adapter_scale", "list_adapters"}
+)
 
 
 class Table:
     """Applies functions for peers; made for :class:`erl_bridge.runtime.Node`."""
 
-    def __init__(self, converter: Converter, streams: Streams, roots: Roots) -> None:
+    def __init__(
+        self, converter: Converter, streams: Streams, roots: Roots, handles: Handles
+    ) -> None:
         self._converter = converter
         self._streams = streams
         self._roots = roots
+        self._handles = handles
         self._limiter: anyio.CapacityLimiter | None = None
 
     def apply(
@@ -132,6 +138,8 @@ class Table:
             if function == "cancel":
                 self._streams.cancel(args[0])
                 return _OK
+            if function in _ADAPTERS:
+                return await self._in_thread(self._adapters, function, *values)
             return _OK, await self._value(context, which, values)
         except ErllamaError as error:
             return self._failure(function, args, error)
@@ -197,6 +205,32 @@ class Table:
                 where = (Atom(module), Atom(function), args, list[Any]())
                 raise ErlangError("error", reason, [where]) from error
             return _ERROR, reason
+
+    def _adapters(self, function: str, model: Any, *args: Any) -> Any:
+        """Apply a function of LoRA adapters; its handles are references here."""
+        handles = self._handles
+        match function, args:
+            case "load_adapter", (path,):
+                api.status(model)  # of a model that is not there, no file is looked at
+                handle = api.load_adapter(model, self._roots.check_adapter(path))
+                return _OK, handles.reference_of(handle)
+            case "unload_adapter", (term,):
+                known = handles.handle_of(term)
+                attached = any(one["handle"] == known for one in api.list_adapters(model))
+                api.unload_adapter(model, known)
+                if known is not None and attached:
+                    handles.forget(known)
+                return _OK
+            case "set_adapter_scale", (term, scale):
+                api.set_adapter_scale(model, handles.handle_of(term), scale)
+                return _OK
+        return [
+            {
+                _HANDLE: handles.reference_of(one["handle"]),
+                _SCALE: one["scale"],
+            }
+            for one in api.list_adapters(model)
+        ]
 
     # -- helpers -----------------------------------------------------------------------------
 

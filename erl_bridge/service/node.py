@@ -18,6 +18,7 @@ from typing import Any, Self
 from erl_bridge.etf import Atom
 from erl_bridge.runtime import CallContext, Caller, GenHandler, Node, NodeThread
 from erl_bridge.service.convert import Converter
+from erl_bridge.service.handles import Handles
 from erl_bridge.service.mfa import Table
 from erl_bridge.service.models import ModelProcesses
 from erl_bridge.service.others import OtherModules
@@ -34,8 +35,8 @@ class ErllamaNode:
     """A running node that serves this process's models.  Use it as a context manager.
 
     :param name: ``x`` or ``x@host``; short names where the host has no dot.
-    :param roots: folders below which remote callers may load models and keep rows; by default the
-        working directory, and the model files in the usual caches.
+    :param roots: folders below which remote callers may load models and adapters and keep
+        rows; by default the working directory, and the model files in the usual caches.
     :param options: further arguments of :class:`erl_bridge.runtime.Node`: ``cookie``,
         ``hidden``, ``listen_host``, ``port``, ``epmd_port``.
     :raises ValueError: the name cannot be a node's, or the cookie cannot be used.
@@ -47,7 +48,7 @@ class ErllamaNode:
         converter = Converter(self._model_of, self._pid_of)
         self._streams = Streams(self.node, converter)
         allowed = Roots(roots)
-        self._table = Table(converter, self._streams, allowed)
+        self._table = Table(converter, self._streams, allowed, Handles(self.node))
         self._others = OtherModules(self.node, self._table, converter, self._streams, allowed)
         self._converter = converter
         self._models: ModelProcesses | None = None

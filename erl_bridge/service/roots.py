@@ -7,6 +7,7 @@ working directory, and the model files that are in the usual caches.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _ABSENT = ("undefined", "nil")
 
 
 class Roots:
-    """The folders below which remote callers may load models and keep rows.
+    """The folders below which remote callers may load models and adapters and keep rows.
 
     :param folders: none means the default ones.
     """
@@ -49,14 +50,30 @@ class Roots:
             given = bytes_of(given) or given
         known, path = api.resolve_model(given)
         resolved = Path(path).resolve()
-        if not known and not self._allowed(resolved):
+        if not known:
+            self._must_be_allowed(resolved, path)
+        return {**checked, "model_path": str(resolved)}
+
+    def check_adapter(self, path: Any) -> str:
+        """Return the path of an adapter that may be opened, links followed.
+
+        :raises ErllamaError: ``eacces`` for a file elsewhere; ``badarg`` for no path.
+        """
+        raw = bytes_of(path)
+        if not raw or b"\0" in raw:
+            raise ErllamaError("badarg", f"a path was expected, not {path!r:.60}")
+        resolved = Path(os.fsdecode(raw)).resolve()
+        self._must_be_allowed(resolved, str(resolved))
+        return str(resolved)
+
+    def _must_be_allowed(self, resolved: Path, path: str) -> None:
+        if not self._allowed(resolved):
             places = ", ".join(map(str, self._folders))
             raise ErllamaError(
                 "eacces",
                 f"{path!r} is outside the folders this node serves: {places}",
                 "start the node with --root FOLDER",
             )
-        return {**checked, "model_path": str(resolved)}
 
     def _allowed(self, file: Path) -> bool:
         if any(file.is_relative_to(folder) for folder in self._folders):

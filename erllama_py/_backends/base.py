@@ -300,6 +300,26 @@ class Backend(Protocol):
         :raises BackendError: ``not_supported``.
         """
 
+    # -- engine thread: adapters --------------------------------------------------------
+
+    def load_adapter(self, number: int, path: str, *, tried: bool) -> None:
+        """Load a LoRA adapter, to be used by its number; the weights stay as they are.
+
+        :param tried: compute a token with it, so that an adapter which ends the engine
+            does so now and not in a request.  No sequence may have any cells.
+        :raises BackendError: ``load_failed``, ``not_supported``, ``oom``, ``released``.
+            Nothing is left behind.
+        """
+
+    def free_adapter(self, number: int) -> None:
+        """Free a loaded adapter, which must not be in use."""
+
+    def use_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
+        """Compute with these adapters, as (number, scale), and no others, from now on.
+
+        Cells that were computed before stay as they are.
+        """
+
     # -- engine thread: memory --------------------------------------------------------
 
     def clear(self, seq: int) -> None:

@@ -35,6 +35,7 @@ from erllama_py._backends.base import (
     SamplerOptions,
     StepFailed,
 )
+from erllama_py._backends.llama_adapters import LlamaAdapters
 from erllama_py._backends.llama_batch import Batch
 from erllama_py._backends.llama_embed import Embedder
 from erllama_py._backends.llama_layout import PartLayout, Sample, learn
@@ -102,6 +103,7 @@ class LlamaBackend:
             states=model.keeps_states(),
         )
         self._stack.callback(self._memory.close)
+        self._adapters = LlamaAdapters(model.pointer, context.pointer)
         self._batch = Batch(context.n_batch, context.n_ctx, n_vocab)
         why_not = self._test_blocks(model.block_obstacle())
         if why_not and (model.keeps_states() or not model.block_obstacle()):
@@ -249,6 +251,35 @@ class LlamaBackend:
                 "badarg", f"{out.nbytes} bytes for logits of {self.info.logits_bytes}"
             )
         np.frombuffer(out, np.float32, self.info.n_vocab)[:] = logits
+
+    # -- adapters: engine thread ------------------------------------------------------
+
+    def load_adapter(self, number: int, path: str, *, tried: bool) -> None:
+        """Load a LoRA adapter."""
+        self._running()
+        self._adapters.load(number, path)
+        if tried:
+            before = self._adapters.used
+            self._adapters.use([(number, 1.0)])
+            try:
+                self.step([Row(0, 0, [0], logits=False)])
+            except StepFailed as error:
+                self._adapters.use(before)
+                self._adapters.free(number)
+                raise BackendError("load_failed", f"{path}: {error.detail}") from error
+            finally:
+                self._memory.clear_all()
+            self._adapters.use(before)
+
+    def free_adapter(self, number: int) -> None:
+        """Free a loaded adapter."""
+        self._running()
+        self._adapters.free(number)
+
+    def use_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
+        """Compute with these adapters and no others."""
+        self._running()
+        self._adapters.use(adapters)
 
     # -- memory: engine thread --------------------------------------------------------
 

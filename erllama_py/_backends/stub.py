@@ -82,6 +82,7 @@ class StubBackend:
         self._next_id = count()
         self._outputs: list[int] = []
         self._samplers = count(1)
+        self._adapters: set[int] = set()
         self._steps = 0
         self.info = BackendInfo(
             backend="erllama_model_stub",
@@ -195,6 +196,22 @@ class StubBackend:
         raise BackendError(
             "not_supported", f"the stub has no logits after {len(row.tokens)} tokens"
         )
+
+    # -- adapters -------------------------------------------------------------------
+
+    def load_adapter(self, number: int, path: str, *, tried: bool) -> None:
+        """Take any file: it changes nothing."""
+        del path, tried
+        self._adapters.add(number)
+
+    def free_adapter(self, number: int) -> None:
+        """Forget an adapter."""
+        self._adapters.remove(number)
+
+    def use_adapters(self, adapters: Sequence[tuple[int, float]]) -> None:
+        """Check that they are loaded."""
+        if unknown := {number for number, _ in adapters} - self._adapters:
+            raise BackendError("not_found", f"no adapters {sorted(unknown)}")
 
     # -- memory ---------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "KeyHasher",
+    "applied_scale",
     "decode_tokens",
     "effective_fingerprint",
     "encode_tokens",
@@ -55,6 +56,7 @@ _CODES: Final = {name: code for code, name in enumerate(_QUANTS)}
 UNKNOWN_QUANT: Final = 255
 
 _SCALE_ONE: Final = 1 << 32
+_SCALE_MASK: Final = (1 << 64) - 1
 """Adapter scales enter the fingerprint as fixed-point numbers with 32 binary places."""
 
 
@@ -152,18 +154,23 @@ def effective_fingerprint(base: bytes, adapters: Iterable[tuple[bytes, float]]) 
     hasher = hashlib.sha256(base)
     for sha, scale in mixed:
         hasher.update(sha)
-        hasher.update(_fixed_point(scale).to_bytes(8, "little"))
+        hasher.update((_fixed_point(scale) & _SCALE_MASK).to_bytes(8, "little"))
     return hasher.digest()
 
 
+def applied_scale(scale: float) -> float:
+    """Return the scale that the fingerprint has: of two that it takes for one, one."""
+    return _fixed_point(scale) / _SCALE_ONE
+
+
 def _fixed_point(scale: float) -> int:
-    """Round ``scale * 2**32`` half away from zero; two's complement in 64 bits."""
+    """Round ``scale * 2**32`` half away from zero."""
     exact = scale * _SCALE_ONE
     whole = int(exact)
     # Adding a half and flooring would round numbers just below a half up.
     if abs(exact - whole) >= 0.5:
         whole += 1 if exact > 0 else -1
-    return whole & 0xFFFFFFFFFFFFFFFF
+    return whole
 
 
 def _check_hash(name: str, value: bytes) -> None:

@@ -1,12 +1,14 @@
 """The queue: who gets a slot, and when it may ask the cache.
 
 First in, first out: nothing overtakes the head.  It is admitted when a slot and its
-cells are free; parked sequences make room for it.  Three rules shape that:
+cells are free; parked sequences make room for it.  Four rules shape that:
 
 * A request with exactness ``bit`` computes alone: it waits for the others to drain, and
   nothing is admitted beside it.
 * *One head, one prefill*: what another job is just prefilling is waited for, not
   prefilled twice.
+* A context computes with one set of adapters at a time: a request with another than the
+  running ones waits for them to drain.
 * While slots only *close* (their replies are out, and a last token and a row remain to
   be stored), the head asks the cache already.  A request right behind a reply then has
   its first token without waiting for a step of which it needs nothing.
@@ -18,7 +20,7 @@ import time
 from array import array
 
 from erllama_py._backends.base import BLOCK
-from erllama_py._engine.frames import Lookup
+from erllama_py._engine.frames import AdapterSet, Lookup
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.resuming import Resuming
 from erllama_py._engine.slots import common
@@ -56,6 +58,16 @@ class Admission(Resuming):
         if job := self._jobs.get(number):
             self._cancelled.append(job)
 
+    def adapt(self, adapters: AdapterSet) -> None:
+        """Let requests admitted from now on compute with these adapters.
+
+        :raises BackendError: nothing has changed.
+        """
+        idle = not self._slots.running
+        if idle:
+            self._drop_all_parked()
+        self._adapters.change(adapters, tried=idle)
+
     # -- every tick --------------------------------------------------------------------------
 
     def _end_cancelled(self) -> None:
@@ -71,11 +83,21 @@ class Admission(Resuming):
         self._cancelled.clear()
 
     def _dispatch(self) -> None:
+        if self._adapters.surplus:
+            self._free_adapters()
         for job in [one for one in self._queue if one.stage is Stage.CLOSING]:
             self._end_repeat(job)
         while self._queue and self._may_start(self._queue[0]):
             self._start(self._queue.popleft())
         self._ask_early()
+
+    def _free_adapters(self) -> None:
+        """Free adapters that were detached, once no request uses them."""
+        if not self._slots.running:
+            self._drop_all_parked()
+            self._adapters.switch(self._adapters.coming)
+        used = [job.adapters for job in self._jobs.values() if job.adapters is not None]
+        self._adapters.free_all_but(used)
 
     # -- slots ---------------------------------------------------------------------------------
 
@@ -90,11 +112,29 @@ class Admission(Resuming):
         if job.options.bit:
             if active:
                 return False
-            while self._slots.drop_parked():
-                pass
+            self._drop_all_parked()
+        if not self._has_adapters(job, active):
+            return False
         if self._waits_for_its_head(job, active):
             return False
         return self._has_cells(job, alone=not active)
+
+    def _has_adapters(self, job: Job, active: list[Job]) -> bool:
+        """Whether the context computes with a job's adapters, or does from now on."""
+        if job.transfers:  # it computes nothing
+            return True
+        wanted = self._adapters.coming if job.adapters is None else job.adapters
+        if wanted != self._adapters.present:
+            if active:
+                return False
+            # What is parked was computed with others, and is nothing to go on from.
+            self._drop_all_parked()
+            self._adapters.switch(wanted)
+        return True
+
+    def _drop_all_parked(self) -> None:
+        while self._slots.drop_parked():
+            pass
 
     def _has_cells(self, job: Job, *, alone: bool) -> bool:
         """Whether there are cells for a job, or can be without the parked sequences."""
@@ -139,7 +179,9 @@ class Admission(Resuming):
     def _start(self, job: Job) -> None:
         """Give a job its slot."""
         active = self._slots.active()
-        job.canonical = not active and not self._slots.parked
+        self._set_of(job)
+        alone = not active and not self._slots.parked
+        job.canonical = alone and self._adapters.reproducible
         self._slots.take(job)
         for other in active:
             other.canonical = False
@@ -158,7 +200,8 @@ class Admission(Resuming):
             return
         job.stage = Stage.LOOKUP
         job.asked = now
-        self._out.put(Lookup(job.id, job.todo.tobytes() if job.preempted else None))
+        resume = job.todo.tobytes() if job.preempted else None
+        self._out.put(Lookup(job.id, resume, self._set_of(job).number))
 
     # -- before there is a slot ------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ from erllama_py._engine.frames import (
 from erllama_py._engine.gate import Gate
 from erllama_py._engine.modelfile import ModelFile
 from erllama_py._engine.noted import Beyond, Noted, around
+from erllama_py._engine.spaces import Spaces
 from erllama_py._engine.tiers import home_of
 from erllama_py._engine.transfer import Transfer
 
@@ -67,11 +68,9 @@ class ModelCache:
         self._cache = cache
         self._config = config
         self._policy = config.policy
-        self._home = home_of(cache, config)
         self._file = ModelFile(config)
         self._lock = threading.Lock()
-        self.namespace: Namespace | None = None
-        """Where this model's rows are; ``None`` where nothing is cached for it."""
+        self.spaces = Spaces(cache, home_of(cache, config))
         self._chunk = 0
         self._threads = 0
         self._sizes = (0, 0)
@@ -88,6 +87,11 @@ class ModelCache:
         gated = config.backend_config.backend != "stub"
         self._worth = self.gate.worth if gated else None
         self._quicker = self.gate.quicker if gated else None
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """Where the next request's rows are; ``None`` where nothing is cached for the model."""
+        return self.spaces.present
 
     @property
     def fingerprint(self) -> bytes:
@@ -111,7 +115,7 @@ class ModelCache:
         if self._config.caching and (info.blocks or info.whole_rows):
             self._file.look()
             if not self._file.known:
-                self.namespace = None  # one of an earlier process, and of another file
+                self.spaces.begin(None)  # those of an earlier process are another file's
             self._file.when_known(lambda: self._attach(info, chunk, life))
 
     def _attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
@@ -122,14 +126,13 @@ class ModelCache:
         self._targets = (blocks, 2 * info.n_seq_max + SPARE_BLOCKS)
         self._segments.clear()
         engine = {**info.identity, "file": self._file.content, "backend": info.backend}
-        self.namespace = self._cache.namespace(
+        self.spaces.begin(
             Identity(
                 fingerprint=self.fingerprint,
                 quant_type=self._config.quant_type,
                 ctx_params_hash=self._config.ctx_params_hash,
                 engine=tuple(sorted(engine.items())),
-            ),
-            self._home,
+            )
         )
         with self._lock:
             if self._serving is not life:
@@ -212,6 +215,10 @@ class ModelCache:
 
     # -- requests ----------------------------------------------------------------------------
 
+    def admitted(self, request: Request, adapters: int) -> None:
+        """A request computes with this set of adapters, from its lookup to its last row."""
+        request.namespace = self.spaces.of(adapters)
+
     def probe(self, tokens: bytes) -> int:
         """Return the prefix length that the next admission of these tokens would report."""
         if self.namespace is None:
@@ -227,7 +234,7 @@ class ModelCache:
 
     def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Answer a lookup; where its parent row is being saved, once that is over."""
-        namespace = self.namespace
+        namespace = request.namespace
         if namespace is None:  # its file is still being hashed
             life.send(Plan(frame.id, "cold", 0, 0, [], None, canonical=False, captured=0))
             return
@@ -244,7 +251,7 @@ class ModelCache:
         )
 
     def _answer(self, request: Request, frame: Lookup, life: Wire) -> None:
-        namespace = self.namespace
+        namespace = request.namespace
         assert namespace is not None
         again = frame.resume is not None
         tokens = request.tokens.tobytes() if frame.resume is None else frame.resume
@@ -272,7 +279,7 @@ class ModelCache:
         if before:
             before.close()
         if not again:
-            request.lookup = self._noted(lease.seen, tokens, request.options, took)
+            request.lookup = self._noted(namespace, lease.seen, tokens, request.options, took)
             request.lookup.parented = request.parent_key is not None
         request.restoring = [piece.node_id for piece in lease.pieces]
         try:
@@ -328,20 +335,27 @@ class ModelCache:
             floor=self._policy.min_tokens,
             worth=None if options.bit else self._quicker,
         )
-        noted = self._noted(seen, tokens, options, time.perf_counter_ns() - began)
+        noted = self._noted(namespace, seen, tokens, options, time.perf_counter_ns() - began)
         noted.parented = parent_key is not None
         return noted
 
-    def _noted(self, seen: Seen, tokens: bytes, options: GenerateOptions, took_ns: int) -> Noted:
+    def _noted(
+        self,
+        namespace: Namespace,
+        seen: Seen,
+        tokens: bytes,
+        options: GenerateOptions,
+        took_ns: int,
+    ) -> Noted:
         """Keep what is needed of a lookup to say later why it found no more.
 
         The tokens only where something is left to look at: an exact hit has nothing to
         explain, and in a cache without others and without evictions nothing else can.
         """
-        namespace = self.namespace
-        settled = seen.apart is None or namespace is None or self._cache.alone(namespace)
+        settled = seen.apart is None or self._cache.alone(namespace)
         return Noted(
             seen=seen,
+            namespace=namespace,
             total=len(tokens) // TOKEN_BYTES,
             excerpt=around(tokens, seen),
             bit=options.bit,
@@ -356,10 +370,10 @@ class ModelCache:
 
         As of the lookup: what came later is left out.  What went since is not found.
         """
-        apart, namespace, tokens = noted.seen.apart, self.namespace, noted.tokens
+        apart, namespace, tokens = noted.seen.apart, noted.namespace, noted.tokens
         if noted.settled or apart is None:
             return Beyond([], None)
-        if tokens is None or namespace is None:
+        if tokens is None:
             return None
         return Beyond(
             self._cache.elsewhere(namespace, tokens, apart.shared, noted.seen.mark),
@@ -383,8 +397,8 @@ class ModelCache:
         if isinstance(request, Transfer):
             request.restoring = []
             request.take_back()
-            if frame.bad and self.namespace:
-                self.namespace.quarantine(frame.bad, corrupt=frame.corrupt)
+            if frame.bad and request.namespace:
+                request.namespace.quarantine(frame.bad, corrupt=frame.corrupt)
             return
         self._cache.counters.add("load_total_ns", frame.load_ns)
         took = frame.load_ns + frame.read_ns
@@ -395,7 +409,7 @@ class ModelCache:
         if request.lease and not frame.bad and not frame.shared:
             nbytes = sum(piece.nbytes for piece in request.lease.pieces)
             self.gate.restored(request.lease.tiers, nbytes, took)
-        lease, namespace = request.lease, self.namespace
+        lease, namespace = request.lease, request.namespace
         request.restoring = []
         if lease is None or namespace is None:
             return
@@ -458,7 +472,7 @@ class ModelCache:
     def saved_whole(self, request: Request, frame: SavedWhole, fd: int) -> None:
         """Enter a row whose KV is one payload; takes over the descriptor."""
         self._cache.counters.add("pack_total_ns", frame.pack_ns)
-        lease, namespace = request.lease, self.namespace
+        lease, namespace = request.lease, request.namespace
         logits = None
         if frame.logits:
             with self._lock:
@@ -489,10 +503,11 @@ class ModelCache:
 
         ``None`` below the policy's ``min_tokens``, or where nothing is cached.
         """
-        if self.namespace is None or not should_finish_save(frame.committed, self._policy):
+        namespace = request.namespace
+        if namespace is None or not should_finish_save(frame.committed, self._policy):
             return None
         tokens = request.tokens[: frame.committed].tobytes()
-        finish_key = self.namespace.key(tokens)
+        finish_key = namespace.key(tokens)
         if frame.saving and request.lease:
             request.lease.expect_row(finish_key)
             request.expected_row = finish_key
@@ -511,8 +526,8 @@ class ModelCache:
         with self._lock:
             request.closed = True
             lease, request.lease = request.lease, None
-        if died and request.restoring and self.namespace:
-            self.namespace.quarantine(request.restoring, corrupt=False)
+        if died and request.restoring and request.namespace:
+            request.namespace.quarantine(request.restoring, corrupt=False)
         request.restoring = []
         if isinstance(request, Transfer):
             request.take_back()

@@ -95,7 +95,8 @@ def _holder(key: bytes) -> tuple[ModelHost, Namespace]:
     found = [
         (host, space)
         for host in core().hosts()
-        if (space := host.cache.namespace) is not None and space.has(key)
+        for space in host.cache.spaces.all()
+        if space.has(key)
     ]
     if found:
         return min(found, key=lambda pair: (pair[0].pending_len, pair[0].phase != "idle"))
@@ -210,7 +211,7 @@ def import_file(path: Path, *, trust: bool = False, timeout_s: float = TIMEOUT_S
                 core().cache.counters.incr("corrupt_files")
             raise
     try:
-        if host.cache.namespace is not namespace:  # restarted, from another file
+        if namespace not in host.cache.spaces.all():  # restarted, from another file
             raise ErllamaError("foreign", f"the model {host.id!r} is another one now")
         _enter(namespace, host, transfer, facts.meta)
     finally:
@@ -224,7 +225,8 @@ def _taker(meta: Meta, *, trust: bool) -> tuple[ModelHost, Namespace]:
     spaces = [
         (host, space)
         for host in core().hosts()
-        if (space := host.cache.namespace) is not None and space.key(meta.tokens) == key
+        for space in host.cache.spaces.all()
+        if space.key(meta.tokens) == key
     ]
     if not spaces:
         raise ErllamaError(

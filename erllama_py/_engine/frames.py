@@ -49,7 +49,11 @@ from erllama_py._cache.ram import Extent
 from erllama_py.config import GenerateOptions
 
 __all__ = (
+    "NO_ADAPTERS",
     "Accepted",
+    "Adapt",
+    "Adapter",
+    "AdapterSet",
     "Admitted",
     "Answer",
     "Call",
@@ -130,6 +134,25 @@ class PackedPart(msgspec.Struct, frozen=True, array_like=True):
     crc: int
 
 
+class Adapter(msgspec.Struct, frozen=True, array_like=True):
+    """A LoRA adapter as the engine is to apply it."""
+
+    number: int
+    """Names it for as long as the model process lives."""
+    path: bytes
+    scale: float
+
+
+class AdapterSet(msgspec.Struct, frozen=True, array_like=True):
+    """The adapters that requests compute with.  Sets are equal if their numbers are."""
+
+    number: int
+    adapters: tuple[Adapter, ...] = ()
+
+
+NO_ADAPTERS: Final = AdapterSet(0)
+
+
 # -- core to model ---------------------------------------------------------------------
 
 
@@ -139,6 +162,8 @@ class Load(Frame, frozen=True):
     backend: BackendConfig
     policy: Policy
     caching: bool
+    adapters: AdapterSet = NO_ADAPTERS
+    """What the first request computes with."""
 
 
 class Segment(Frame, frozen=True):
@@ -203,6 +228,17 @@ class Cancel(Frame, frozen=True):
     id: int
 
 
+class Adapt(Frame, frozen=True):
+    """Requests admitted from now on compute with these adapters.
+
+    Those that are not loaded are loaded first; what nobody uses any more is freed.
+    Answered like a :class:`Call`: by :class:`Refused` where nothing has changed.
+    """
+
+    id: int
+    adapters: AdapterSet
+
+
 class Call(Frame, frozen=True):
     """A question that needs the vocabulary only, or a small job; see ``worker``.
 
@@ -248,11 +284,13 @@ class Lookup(Frame, frozen=True):
     """A slot is free for this request; asks what is cached of its prompt.
 
     ``resume`` holds the tokens of a preempted request's second admission instead; the
-    counters must not move for those.
+    counters must not move for those.  ``adapters`` is the number of its set, which
+    stays the request's to its end.
     """
 
     id: int
     resume: bytes | None
+    adapters: int
 
 
 class Admitted(Frame, frozen=True):
@@ -261,6 +299,8 @@ class Admitted(Frame, frozen=True):
     id: int
     kind: str
     prefix_len: int
+    adapters: int
+    """As in :class:`Lookup`, which not every request has."""
 
 
 class Restored(Frame, frozen=True):
@@ -428,6 +468,7 @@ class Log(Frame, frozen=True):
 
 AnyFrame = (
     Load
+    | Adapt
     | Segment
     | Forget
     | Grants

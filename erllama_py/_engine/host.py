@@ -27,10 +27,13 @@ from collections.abc import Callable
 from typing import Any
 
 from erllama_py._backends.base import BackendInfo
+from erllama_py._engine.adapters import Adapters, Scales
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.channel import Channel, ChannelClosed
 from erllama_py._engine.frames import (
     Accepted,
+    Adapt,
+    AdapterSet,
     Admitted,
     Answer,
     AnyFrame,
@@ -148,6 +151,7 @@ class ModelHost:
         self._requests: dict[int, Request] = {}
         self.history = History()
         """What the cache had for the requests that are over."""
+        self.adapters = Adapters(self._adapt, config.model_path)
         self._ends: collections.deque[float] = collections.deque()
         self._phase = "idle"
         self.last_hit: dict[str, Any] | None = None
@@ -184,7 +188,8 @@ class ModelHost:
         if life.failure:
             life.channel.shutdown()
         else:
-            life.send(Load(self.config.backend_config, self.config.policy, self.config.caching))
+            config, (adapters, _) = self.config, self.adapters.present
+            life.send(Load(config.backend_config, config.policy, config.caching, adapters))
         return life
 
     def unload(self) -> None:
@@ -282,6 +287,11 @@ class ModelHost:
         :raises ErllamaError: it refused.
         :raises ModelGone: the model is gone, or died meanwhile.
         """
+        _, value = self._ask(lambda number: Call(number, what, data))
+        return value
+
+    def _ask(self, frame_of: Callable[[int], Frame]) -> tuple[Life, Any]:
+        """Send a frame that is answered; return who answered it, and what."""
         with self._changed:
             self._changed.wait_for(lambda: self._state in ("up", "gone"), CALL_TIMEOUT_S)
             life = self._life
@@ -289,11 +299,32 @@ class ModelHost:
                 raise model_gone(self.id)
             number, pending = next_serial(), _Pending()
             life.calls[number] = pending
-        life.send(Call(number, what, data))
+        life.send(frame_of(number))
         pending.done.wait()
         if pending.error:
             raise pending.error
-        return pending.value
+        return life, pending.value
+
+    def _adapt(self, adapters: AdapterSet, scales: Scales, commit: Callable[[], None]) -> None:
+        """Have requests to come compute with these adapters; see ``Adapters``."""
+        self.cache.spaces.expect(adapters.number, scales)
+        while True:
+            try:
+                life, _ = self._ask(lambda number: Adapt(number, adapters))
+            except ModelGone as error:
+                if self._state == "gone":
+                    raise
+                raise ErllamaError(
+                    "exception",
+                    f"adapters were not changed: {error.message}",
+                    "the model is restarted with those it had",
+                ) from error
+            with self._lock:
+                # Else it has ended since, and the next life was given those of before.
+                if self._life is life:
+                    commit()
+                    break
+        self.cache.spaces.turn_to(adapters.number)
 
     def request(self, number: int) -> Request | None:
         """Return a live request by its number."""
@@ -410,12 +441,14 @@ class ModelHost:
                 self.cache.saved(request, frame)
                 self.cache.replenish()
             case Lookup():
+                self.cache.admitted(request, frame.adapters)
                 self.cache.lookup(request, frame, life)
             case Accepted():
                 request.on_prompt(frame.tokens)
             case Verified():
                 request.on_verified(frame)
             case Admitted():
+                self.cache.admitted(request, frame.adapters)
                 request.admitted = True
                 request.kind, request.prefix_len = frame.kind, frame.prefix_len
                 if frame.kind == "cold":
@@ -470,9 +503,10 @@ class ModelHost:
         """Clean up after a process that has been reaped."""
         served = life.loaded.is_set()
         self.cache.detach()
+        intact = served and self.adapters.intact()
         with self._lock:
             unloading = self._state == "gone"
-            again = served and not unloading and reason != "oom" and self._may_restart()
+            again = intact and not unloading and reason != "oom" and self._may_restart()
             if unloading:
                 reason = Atom("shutdown")
             self._state = "restarting" if again else "gone"

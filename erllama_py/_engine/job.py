@@ -13,6 +13,7 @@ from array import array
 
 from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
+from erllama_py._engine.frames import AdapterSet
 from erllama_py._engine.prompt import GENERATING
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.stops import StopScanner
@@ -70,6 +71,8 @@ class Job:
         self.slot = -1
         self.order = 0
         """Admission number: the highest is the youngest."""
+        self.adapters: AdapterSet | None = None
+        """What it computes with, from its admission to its end."""
         self.awaits: tuple[Job, int] | None = None
         """Who computes this job's head, and up to where: worth waiting for."""
         self.inherited = 0

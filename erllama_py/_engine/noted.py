@@ -23,6 +23,7 @@ from erllama_py._cache.trie import TOKEN_BYTES
 from erllama_py.types import Ref
 
 if TYPE_CHECKING:
+    from erllama_py._cache.namespace import Namespace
     from erllama_py._engine.request import Request
 
 __all__ = ("Beyond", "History", "Noted", "Past", "around", "past_of")
@@ -41,6 +42,8 @@ class Noted(msgspec.Struct):
     """A lookup, as it was answered."""
 
     seen: Seen
+    namespace: Namespace
+    """Where it looked."""
     total: int
     """Tokens of the prompt."""
     excerpt: bytes

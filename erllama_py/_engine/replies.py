@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import collections
 import time
+from array import array
 from collections.abc import Callable
+from typing import NamedTuple
 
 from erllama_py._backends.base import BLOCK, Backend, BackendError, Sampler
 from erllama_py._cache.policy import Policy, cold_save_split, should_finish_save
+from erllama_py._engine.adapting import Adapting
 from erllama_py._engine.capture import Recorder
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import (
+    AdapterSet,
     Admitted,
     Closed,
     Done,
@@ -39,6 +43,14 @@ __all__ = ("Replies",)
 REPEAT_S = 2.0
 """How long a finish row counts as just stored: nothing evicts it that soon."""
 REPEATS = 16
+
+
+class _Finished(NamedTuple):
+    """A finish row, as far as it tells whether a reply needs another."""
+
+    adapters: int
+    bit: bool
+    tokens: bytes
 
 
 class Replies:
@@ -67,17 +79,24 @@ class Replies:
         self._parking = parking
         self._recorder = _recorder(backend, kv, out, policy, chunk) if policy else None
         self._slots = Slots(backend)
+        self._adapters = Adapting(backend)
         self._measures = Measures()
         self._queue: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}
         """Every live job by request id, queued ones too."""
-        self._finished: collections.deque[tuple[float, bool, bytes]] = collections.deque(
+        self._finished: collections.deque[tuple[float, _Finished]] = collections.deque(
             maxlen=REPEATS
         )
-        """Finish rows just stored: when, whether at exactness ``bit``, their tokens."""
+        """Finish rows just stored, and when."""
 
     def _recorder_of(self, job: Job) -> Recorder | WholeRecorder | None:
         return self._recorder if job.cached else None
+
+    def _set_of(self, job: Job) -> AdapterSet:
+        """Return the adapters a job has; the first to ask is its admission."""
+        if job.adapters is None:
+            job.adapters = self._adapters.coming
+        return job.adapters
 
     # -- tokens ------------------------------------------------------------------------------
 
@@ -90,7 +109,7 @@ class Replies:
         if job.admitted:
             return
         job.admitted = True
-        self._out.put(Admitted(job.id, kind, prefix_len))
+        self._out.put(Admitted(job.id, kind, prefix_len, self._set_of(job).number))
         boundary = cold_save_split(job.prompt_len, self._policy) if self._policy else None
         if job.cached and not job.verifies and boundary is not None and boundary > prefix_len:
             job.cold_row = boundary
@@ -235,11 +254,10 @@ class Replies:
         """
         if not job.exact or job.stage is not Stage.CLOSING:
             return False
-        recorder, tokens = self._recorder_of(job), job.context().tobytes()
+        recorder, row = self._recorder_of(job), self._finished_row(job, job.context())
         since = time.monotonic() - REPEAT_S
         if recorder is None or not any(
-            when > since and bit == job.options.bit and row == tokens
-            for when, bit, row in self._finished
+            when > since and stored == row for when, stored in self._finished
         ):
             return False
         recorder.count_again(job, "finish", job.cells())
@@ -252,8 +270,11 @@ class Replies:
         if recorder and self._policy and should_finish_save(len(job.ledger), self._policy):
             recorder.capture_blocks(job)
             recorder.save(job, "finish", len(job.ledger), logits_row)
-            self._finished.append((time.monotonic(), job.options.bit, job.ledger.tobytes()))
+            self._finished.append((time.monotonic(), self._finished_row(job, job.ledger)))
         self._release(job, park=self._parks(job))
+
+    def _finished_row(self, job: Job, tokens: array[int]) -> _Finished:
+        return _Finished(self._set_of(job).number, job.options.bit, tokens.tobytes())
 
     def _parks(self, job: Job) -> bool:
         info = self._backend.info

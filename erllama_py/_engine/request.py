@@ -20,6 +20,7 @@ from erllama_py.types import Atom, Event, Ref, next_serial, text_of
 
 if TYPE_CHECKING:
     from erllama_py._cache.lease import Lease
+    from erllama_py._cache.namespace import Namespace
     from erllama_py._engine.noted import Noted
 
 __all__ = ("Request",)
@@ -69,6 +70,8 @@ class Request:
         self.admitted = False
         self.cancelled = False
         self.lease: Lease | None = None
+        self.namespace: Namespace | None = None
+        """Where its rows are, from its lookup on: that of the adapters it computes with."""
         self.closed = False
         """The engine holds nothing for it; a lookup that comes late is not for it."""
         self.restoring: list[int] = []

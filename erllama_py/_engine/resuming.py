@@ -180,7 +180,8 @@ class Resuming(Replies):
         if job.stage is Stage.CLOSING:
             self._release(job)
             return
-        job.canonical = len(self._slots.running) == 1 and not self._slots.parked
+        alone = len(self._slots.running) == 1 and not self._slots.parked
+        job.canonical = alone and self._adapters.reproducible
         self._go_on_cold(job)
 
     # -- transfers ---------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from erllama_py._engine.channel import Channel, ChannelClosed, Outbox
 from erllama_py._engine.embeddings import Embeddings
 from erllama_py._engine.frames import (
     Accepted,
+    Adapt,
     Answer,
     Call,
     Cancel,
@@ -102,6 +103,8 @@ class Worker:
                         scheduler.mailbox.put(functools.partial(scheduler.cancel, frame.id))
                 case Call():
                     self._call(frame)
+                case Adapt():
+                    self._adapt(frame)
                 case Grants():
                     self._kv.grant(frame.blocks, frame.logits)
                     self._poke()
@@ -177,6 +180,11 @@ class Worker:
         chunk = prefill_chunk(load.policy, info.n_batch, info.n_ubatch, BLOCK)
         policy = load.policy if load.caching and (info.blocks or info.whole_rows) else None
         scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
+        try:
+            scheduler.adapt(load.adapters)
+        except BackendError as error:
+            self._out.put(LoadFailed(error.reason, error.detail))
+            return
         self._backend, self._scheduler = backend, scheduler
         self._embeddings = Embeddings(backend, self._out, lambda: scheduler.busy)
         self._out.put(Loaded(info, chunk))
@@ -223,6 +231,20 @@ class Worker:
         restore = Restore(frame, self._kv, self._loader.nudge)
         scheduler.mailbox.put(lambda: scheduler.plan(frame.id, restore))
         self._loader.add(restore)
+
+    def _adapt(self, frame: Adapt) -> None:
+        scheduler = self._scheduler
+        assert scheduler is not None
+
+        def change() -> None:
+            try:
+                scheduler.adapt(frame.adapters)
+            except BackendError as error:
+                self._out.put(Refused(frame.id, error.reason, error.detail))
+            else:
+                self._out.put(Answer(frame.id, None))
+
+        scheduler.mailbox.put(change)
 
     def _call(self, frame: Call) -> None:
         assert self._backend is not None

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself: its quantisation, and where its tensors are.
+"""What a GGUF file says of itself: its values, its quantisation, and where its tensors are.
 
 ========================  =======================================================
 part                      content
@@ -26,9 +26,24 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
-__all__ = ("GgufError", "Layout", "bits_of", "quantisation", "read_layout")
+__all__ = (
+    "FLOAT32",
+    "TEXT",
+    "GgufError",
+    "Header",
+    "Layout",
+    "Tensor",
+    "Value",
+    "bits_of",
+    "quantisation",
+    "read_header",
+    "read_layout",
+)
+
+FLOAT32, TEXT = 6, 8
+"""Types of values."""
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -45,7 +60,7 @@ many merges."""
 _MAX_KEY_BYTES: Final = 1 << 16
 _MAX_DIMENSIONS: Final = 8
 
-_TEXT, _ARRAY = 8, 9
+_ARRAY = 9
 _SCALARS: Final = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _INTEGERS: Final = frozenset((0, 1, 2, 3, 4, 5, 10, 11))
 
@@ -74,6 +89,34 @@ class Layout(NamedTuple):
     """The first byte after header and padding."""
     tensors: tuple[tuple[int, int], ...]
     """(start, end) of each tensor, in the order of the file; padding counts as its end."""
+
+
+class Value(NamedTuple):
+    """A value of the header."""
+
+    kind: int
+    """As the file has it: :data:`TEXT`, :data:`FLOAT32`, ..."""
+    value: Any
+    """``bytes`` of a text, a number, or None for what is not looked at: arrays, long texts."""
+
+
+class Tensor(NamedTuple):
+    """A tensor's record."""
+
+    shape: tuple[int, ...]
+    """The fastest dimension first, as the engine has it."""
+    kind: int
+    offset: int
+    """From the first byte of the data."""
+
+
+class Header(NamedTuple):
+    """Everything a file says of itself but for its arrays."""
+
+    values: dict[bytes, Value]
+    tensors: dict[bytes, Tensor]
+    data: int
+    """The first byte after header and padding."""
 
 
 def quantisation(path: str | Path) -> tuple[str, int] | None:
@@ -124,6 +167,30 @@ def read_layout(file: BinaryIO) -> Layout:
         raise GgufError("the file ends before its tensors begin")
     starts = [data + offset for offset in offsets]
     return Layout(data, tuple(zip(starts, [*starts[1:], reader.size], strict=False)))
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read a header whole, with values and shapes.
+
+    :raises GgufError: not a GGUF file, or damaged.
+    """
+    file.seek(0)
+    reader = _Reader(file)
+    count, pairs = _begin(reader)
+    values: dict[bytes, Value] = {}
+    for _ in range(pairs):
+        key, kind = reader.text(), reader.number("I")
+        values[key] = Value(kind, _value(reader, kind))
+    tensors: dict[bytes, Tensor] = {}
+    for _ in range(count):
+        name, tensor = _tensor(reader)
+        if name in tensors:
+            raise GgufError(f"two tensors {name!r}")
+        tensors[name] = tensor
+    alignment = values.get(_ALIGNMENT, Value(4, _DEFAULT_ALIGNMENT))
+    if alignment.kind not in _INTEGERS or not 0 < alignment.value <= _WINDOW:
+        raise GgufError(f"the alignment cannot be {alignment.value}")
+    return Header(values, tensors, -(-reader.position // alignment.value) * alignment.value)
 
 
 # -- parts ------------------------------------------------------------------------------
@@ -211,17 +278,37 @@ def _pairs(reader: _Reader, count: int) -> Iterator[tuple[bytes, int]]:
             yield key, reader.number(_SCALARS[kind])
         elif kind in _SCALARS:
             reader.skip(struct.calcsize("<" + _SCALARS[kind]))
-        elif kind == _TEXT:
-            reader.skip(reader.number("Q"))
-        elif kind == _ARRAY:
-            _skip_array(reader)
         else:
-            raise GgufError(f"a value of type {kind} at {reader.position}")
+            _skip_value(reader, kind)
+
+
+def _value(reader: _Reader, kind: int) -> Any:
+    """Return a number or a text; pass over anything else."""
+    if kind in _SCALARS:
+        return reader.number(_SCALARS[kind])
+    if kind == TEXT:
+        size = reader.number("Q")
+        if size <= _MAX_KEY_BYTES:
+            return reader.take(size)
+        reader.skip(size)
+        return None
+    _skip_value(reader, kind)
+    return None
+
+
+def _skip_value(reader: _Reader, kind: int) -> None:
+    """Pass over a value that is no number."""
+    if kind == TEXT:
+        reader.skip(reader.number("Q"))
+    elif kind == _ARRAY:
+        _skip_array(reader)
+    else:
+        raise GgufError(f"a value of type {kind} at {reader.position}")
 
 
 def _skip_array(reader: _Reader) -> None:
     kind, count = reader.number("I"), reader.number("Q")
-    if kind == _TEXT:
+    if kind == TEXT:
         reader.skip_texts(count)
     elif kind in _SCALARS:
         reader.skip(count * struct.calcsize("<" + _SCALARS[kind]))
@@ -232,9 +319,13 @@ def _skip_array(reader: _Reader) -> None:
 def _offsets(reader: _Reader, count: int) -> Iterator[int]:
     """Pass over the tensor records; yield the offsets."""
     for _ in range(count):
-        reader.text()
-        dimensions = reader.number("I")
-        if dimensions > _MAX_DIMENSIONS:
-            raise GgufError(f"a tensor of {dimensions} dimensions at {reader.position}")
-        reader.skip(8 * dimensions + 4)
-        yield reader.number("Q")
+        yield _tensor(reader)[1].offset
+
+
+def _tensor(reader: _Reader) -> tuple[bytes, Tensor]:
+    name, dimensions = reader.text(), reader.number("I")
+    if dimensions > _MAX_DIMENSIONS:
+        raise GgufError(f"a tensor of {dimensions} dimensions at {reader.position}")
+    shape = struct.unpack(f"<{dimensions}Q", reader.take(8 * dimensions))
+    kind = reader.number("I")
+    return name, Tensor(shape, kind, reader.number("Q"))

@@ -25,6 +25,7 @@ live_test_() ->
             {"dead pids", fun dead_pids/0},
             {"refusals", fun refusals/0},
             {"not supported", fun not_supported/0},
+            {"adapters", fun adapters/0},
             {"a real model's refusals", fun real_refusals/0}
         ]
     ]}.
@@ -313,11 +314,15 @@ not_supported() ->
         ?assertEqual(Refused, erllama:shutdown(Model)),
         ?assertEqual(Refused, erllama:draft_tokens(Model, [1], #{max => 2})),
         ?assertEqual({error, empty_prefix}, erllama:draft_tokens(Model, [], #{})),
-        ?assertEqual(Refused, erllama:verify(Model, [1], [2], 1)),
-        ?assertEqual(Refused, erllama:load_adapter(Model, "adapter.gguf")),
-        ?assertEqual(Refused, erllama:unload_adapter(Model, make_ref())),
-        ?assertEqual(Refused, erllama:set_adapter_scale(Model, make_ref(), 0.5)),
-        ?assertEqual(Refused, erllama:list_adapters(Model))
+        ?assertEqual(Refused, erllama:verify(Model, [1], [2], 1))
+    end).
+
+adapters() ->
+    erllama_test_env:stub(#{}, fun(Model) ->
+        ?assertMatch({error, _}, erllama:load_adapter(Model, "/nowhere/adapter.gguf")),
+        ?assertEqual(ok, erllama:unload_adapter(Model, make_ref())),
+        ?assertEqual({error, not_found}, erllama:set_adapter_scale(Model, make_ref(), 0.5)),
+        ?assertEqual([], erllama:list_adapters(Model))
     end).
 
 real_refusals() ->

@@ -150,16 +150,21 @@ CALLS = [
     ("load_model", STUB, "fun({ok, Id}) when is_binary(Id) -> erllama:unload(Id) end", "ok"),
     ("unload", '<<"nobody">>', "fun(Answer) -> Answer end", "{error,not_found}"),
     ("unload_model", '<<"nobody">>', "fun(Answer) -> Answer end", "{error,not_found}"),
+    ("load_adapter", f'{MODEL}, "elsewhere.gguf"', "fun(Answer) -> Answer end", "{error,eacces}"),
+    ("unload_adapter", f"{MODEL}, make_ref()", "fun(Answer) -> Answer end", "ok"),
+    (
+        "set_adapter_scale",
+        f"{MODEL}, make_ref(), 0.5",
+        "fun(Answer) -> Answer end",
+        "{error,not_found}",
+    ),
+    ("list_adapters", MODEL, "fun(Answer) -> Answer end", "[]"),
     *(
         (function, args, "fun(Answer) -> Answer end", "{error,not_supported}")
         for function, args in [
             ("evict", MODEL),
             ("shutdown", MODEL),
             ("verify", f"{MODEL}, [1], [2], 1"),
-            ("load_adapter", f'{MODEL}, "adapter.gguf"'),
-            ("unload_adapter", f"{MODEL}, make_ref()"),
-            ("set_adapter_scale", f"{MODEL}, make_ref(), 0.5"),
-            ("list_adapters", MODEL),
         ]
     ),
 ]
@@ -314,6 +319,23 @@ class TestFiles:
     def test_what_is_no_model_does_not_load(self, llm: Serving, root: Path, name: str) -> None:
         loaded = f'erllama:load_model(#{{model_path => "{root}/{name}"}})'
         assert llm.eval(loaded) == "{error,load_failed}"
+
+    def test_adapters_are_files_too(self, llm: Serving, root: Path) -> None:
+        (root / "lora.gguf").write_bytes(b"any file will do for a stub")
+        seen = llm.eval(f"""begin
+            {{error, enoent}} = erllama:load_adapter({MODEL}, "{root}/none.gguf"),
+            {{ok, A}} = erllama:load_adapter({MODEL}, "{root}/lora.gguf"),
+            {{ok, B}} = erllama:load_adapter({MODEL}, <<"{root}/lora.gguf">>),
+            true = is_reference(A) andalso is_reference(B) andalso node(A) =:= N,
+            ok = erllama:set_adapter_scale({MODEL}, A, 2),
+            [#{{handle := B, scale := 1.0}}, #{{handle := A, scale := 2.0}} = Last] =
+                erllama:list_adapters({MODEL}),
+            ok = erllama:unload_adapter({MODEL}, A),
+            ok = erllama:unload_adapter({MODEL}, A),
+            ok = erllama:unload_adapter({MODEL}, B),
+            {{maps:size(Last), erllama:list_adapters({MODEL})}}
+        end""")
+        assert seen == "{2,[]}"
 
 
 class TestTerms:

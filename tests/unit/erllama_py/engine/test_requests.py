@@ -328,7 +328,6 @@ def test_what_is_not_built_says_so() -> None:
     with stub_model() as model:
         for call in (
             lambda: api.evict(model),
-            lambda: api.list_adapters(model),
         ):
             with pytest.raises(NotSupported) as caught:
                 call()

@@ -7,12 +7,25 @@ import struct
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erllama_py._cache.key import quant_byte
 from erllama_py._machine import gguf
-from erllama_py._machine.gguf import GgufError, Layout, bits_of, quantisation, read_layout
+from erllama_py._machine.gguf import (
+    FLOAT32,
+    TEXT,
+    GgufError,
+    Header,
+    Layout,
+    Tensor,
+    Value,
+    bits_of,
+    quantisation,
+    read_header,
+    read_layout,
+)
 from tests import ggufs
 from tests.models import smollm2_path
 
@@ -38,6 +51,11 @@ def written(tmp_path: Path):
 def layout_of(path: Path) -> Layout:
     with path.open("rb") as file:
         return read_layout(file)
+
+
+def header_of(path: Path) -> Header:
+    with path.open("rb") as file:
+        return read_header(file)
 
 
 @pytest.mark.parametrize(
@@ -160,13 +178,52 @@ def test_whatever_is_damaged_reads_or_is_refused(written, cut, changes) -> None:
     for at, new in changes:
         content[at : at + len(new)] = new
     path = written(bytes(content[:cut]))
-    for read in (quantisation, layout_of):
+    for read in (quantisation, layout_of, header_of):
         try:
             found = read(path)
         except GgufError:
             continue
         if isinstance(found, Layout):
             assert all(0 <= start <= end <= cut for start, end in found.tensors)
+
+
+def test_a_header_has_values_and_shapes(written) -> None:
+    alpha = ggufs.pair(b"alpha", ggufs.F32, struct.pack("<f", 4.0))
+    long = ggufs.pair(b"long", ggufs.TEXT, ggufs.text(b"x" * (1 << 17)))
+    path = written(ggufs.gguf([NAME, VOCABULARY, alpha, long, Q4_K_M], {b"one": bytes(400)}))
+    header = header_of(path)
+    assert header.values == {
+        b"general.name": Value(TEXT, b"A model"),
+        b"tokenizer.ggml.tokens": Value(ggufs.ARRAY, None),
+        b"alpha": Value(FLOAT32, 4.0),
+        b"long": Value(TEXT, None),
+        b"general.file_type": Value(ggufs.U32, 15),
+    }
+    assert header.tensors == {b"one": Tensor((100,), 0, 0)}
+    assert header.data == layout_of(path).data
+
+
+def test_two_tensors_of_a_name_are_damage(written) -> None:
+    content = ggufs.gguf([], {b"one": bytes(8), b"two": bytes(8)})
+    assert header_of(written(content)).tensors.keys() == {b"one", b"two"}
+    with pytest.raises(GgufError, match="two tensors"):
+        header_of(written(content.replace(b"two", b"one")))
+
+
+@pytest.mark.model
+def test_a_header_is_what_another_reader_reads() -> None:
+    path = Path(smollm2_path())
+    header, reference = header_of(path), GGUFReader(path)
+    assert header.data == reference.data_offset
+    assert {
+        name.decode(): (tensor.shape, tensor.kind, header.data + tensor.offset)
+        for name, tensor in header.tensors.items()
+    } == {
+        tensor.name: (tuple(map(int, tensor.shape)), tensor.tensor_type, tensor.data_offset)
+        for tensor in reference.tensors
+    }
+    fields = {name for name in reference.fields if not name.startswith("GGUF.")}
+    assert {key.decode() for key in header.values} == fields
 
 
 @pytest.mark.model
