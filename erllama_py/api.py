@@ -36,9 +36,8 @@ from erllama_py._engine.utf8 import Utf8Assembler
 from erllama_py._machine.catalogue import find_models as _find_models
 from erllama_py._machine.catalogue import is_known as _is_known
 from erllama_py._machine.catalogue import resolve_model as _resolve_model
-from erllama_py._templates.render import render_request
 from erllama_py.config import DEFAULT_INFER_TOKENS, RequestOptions, invalid, parse_request
-from erllama_py.errors import BadCall, ErllamaError, NotSupported
+from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom, Event, ModelPid, Ref, text_of
 
 __all__ = (
@@ -122,7 +121,8 @@ def unload(model: ModelArg) -> Atom:
     """End a model and free its id.
 
     Live streams get an ``error`` event with reason ``{unloaded, shutdown}``; calls that
-    wait raise :class:`~erllama_py.errors.ModelGone`.
+    wait raise :class:`~erllama_py.errors.ModelGone`.  What they have computed is saved
+    before, as :func:`shutdown` does, within the same time.
 
     :return: ``ok``.
     :raises ErllamaError: ``not_found``.
@@ -181,6 +181,33 @@ def status(model: ModelArg) -> Atom:
     return Atom(core().host(model).phase)
 
 
+def evict(model: ModelArg) -> Atom:
+    """Save what running requests have computed, and free their live KV.
+
+    Each leaves a row with reason ``evict``, however short.  The requests go on: they are
+    queued first and restored from there.  Where that is not the same, the KV stays: at
+    exactness ``bit``, and where nothing could be saved.
+
+    :return: ``ok``, always; after ``evict_save_timeout_ms`` (30 s) at the latest.
+    :raises ModelGone: unknown model, or it died meanwhile.
+    """
+    core().save_live(model, "evict")
+    return Atom("ok")
+
+
+def shutdown(model: ModelArg) -> Atom:
+    """Save what running requests have computed, as far as to the model's file tier.
+
+    Each leaves a row with reason ``shutdown``, however short.  Nothing is stopped:
+    that is what :func:`unload` does, which saves these rows too.
+
+    :return: ``ok``, always; after ``evict_save_timeout_ms`` (30 s) at the latest.
+    :raises ModelGone: unknown model, or it died meanwhile.
+    """
+    core().save_live(model, "shutdown")
+    return Atom("ok")
+
+
 # -- text and tokens --------------------------------------------------------------------
 
 
@@ -206,11 +233,13 @@ def detokenize(model: ModelArg, tokens: Tokens) -> str | bytes:
 def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
     """Render a chat request with the model's template and tokenise it.
 
+    A system text and tools are what every conversation of their kind begins with: what
+    is cached of them is protected from eviction from now on (docs/design/cache.md).
+
     :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``.
     :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
     """
-    host = core().host(model)
-    return _tokens_of(host.call("tokenize_chat", render_request(host.info, request)))
+    return _tokens_of(core().host(model).chat_tokens(request))
 
 
 def embed(model: ModelArg, tokens: Tokens) -> list[float]:
@@ -751,27 +780,6 @@ def set_adapter_scale(model: ModelArg, handle: Any, scale: float) -> Atom:
 def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
     """Return ``handle`` and ``scale`` of the LoRA adapters, in the order of attachment."""
     return core().host(model).adapters.list()
-
-
-# -- not built yet ----------------------------------------------------------------------
-
-
-def evict(model: ModelArg) -> Atom:
-    """Save and free the live KV; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("evict/1")
-
-
-def shutdown(model: ModelArg) -> Atom:
-    """Save the live KV before a stop; not built yet.
-
-    :raises NotSupported: always.
-    """
-    raise NotSupported("shutdown/1")
-
-
 
 
 # -- what load_model and infer return -----------------------------------------------------

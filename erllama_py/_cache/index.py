@@ -11,7 +11,7 @@ P; rows that ended in the tail then end inside the sibling.
 Eviction is by tier.  What is in another tier too only loses its place in this one; what
 is nowhere else goes for good, and that takes leaves, so a payload's whole chain from
 position 0 is there as long as the payload is.  Exempt are nodes with pins (the tip of a
-running request, a pinned row) and nodes one of whose payloads is being read.
+running request or of a head, a pinned row) and nodes one of whose payloads is being read.
 
 Invariants
   * a live node other than a root has a payload or a child with one, and its parent is
@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from erllama_py._cache.grade import Grade, Want, last_slice
+from erllama_py._cache.heads import Heads
 from erllama_py._cache.queue import EvictionQueue, used
 from erllama_py._cache.row import Ghost, Logits, Row, Space
 from erllama_py._cache.tier import RAM, Tier
@@ -73,6 +74,8 @@ class Index:
         self.serial = itertools.count(1).__next__
         """Numbers payloads, logits, ends of rows and lookups, in their order."""
         self._queues: dict[Tier, EvictionQueue] = {}
+        self.heads = Heads(self.unpin_node)
+        """What is kept for the next conversation."""
 
     def queue(self, tier: Tier) -> EvictionQueue:
         """Return a tier's order of eviction."""
@@ -194,6 +197,7 @@ class Index:
             self.place(payload, tier, place)
         self._supersede(node, grade)
         self._absorb(node, grade)
+        self.heads.stored(node)
         return node
 
     def adopt(
@@ -242,6 +246,7 @@ class Index:
         self.freed.append((tier, blob.places.pop(tier)))
         if isinstance(blob, Payload):
             self._left(blob.node, tier)
+            self.heads.displaced(blob.node)
 
     def _left(self, node: Node, tier: Tier) -> None:
         """A payload of the node is not in the tier any more: perhaps the node is not."""
@@ -528,6 +533,7 @@ class Index:
         self.nodes -= 1
         parent.used = max(parent.used, node.used)
         parent.score = max(parent.score, node.score)
+        self.heads.removed(node)
         rows, node.rows = node.rows, set()
         for row in rows:
             own = node.tokens[: row.cut * TOKEN_BYTES]

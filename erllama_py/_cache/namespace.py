@@ -338,6 +338,17 @@ class Namespace:
             if row is not None and row.pins:
                 self.shared.index.unpin_row(row)
 
+    def keep_head(self, tokens: bytes, owner: object) -> None:
+        """Protect a head from eviction: its whole blocks, those to come included.
+
+        Asked again it counts as just used; see :mod:`erllama_py._cache.heads` for bounds.
+
+        :param owner: who may let go of it with ``Cache.disown_heads``.
+        """
+        with self.shared.lock:
+            self.shared.index.heads.keep(self.space, tokens, owner)
+            self.shared.settle()
+
     def quarantine(self, node_ids: Iterable[int], *, corrupt: bool = True) -> int:
         """Drop payloads by their pieces' ``node_id``, and all that builds on them.
 

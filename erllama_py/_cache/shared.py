@@ -61,6 +61,8 @@ class Shared:
     def settle(self) -> tuple[int, int]:
         """Free what the index gave up; return (rows, bytes) that went."""
         index = self.index
+        if index.heads.changed:
+            index.heads.trim({RAM: self.ram.quota, **{tier: tier.quota for tier in self.files}})
         rows, index.rows_gone = index.rows_gone, 0
         freed, index.freed = index.freed, []
         nbytes = 0

@@ -32,6 +32,7 @@ from erllama_py._cache.ram import SEGMENT_BYTES, Extent
 from erllama_py._cache.row import Row
 from erllama_py._cache.shared import Shared
 from erllama_py._cache.tier import KINDS, RAM, Tier
+from erllama_py._cache.trie import TOKEN_BYTES
 
 __all__ = ("Cache",)
 
@@ -215,12 +216,15 @@ class Cache:
     def gc(self) -> int:
         """Evict all that is not in use or pinned, from every tier; return the rows evicted.
 
-        Memory and file space that fall free go back to the system.
+        Heads are no exception: who clears a cache wants it empty.  Memory and file space that
+        fall free go back to the system.
         """
         return self.clear()[0]
 
     def clear(self) -> tuple[int, int]:
         """Like :meth:`gc`; return (rows, bytes)."""
+        with self._shared.lock:
+            self._shared.index.heads.let_go()
         rows, nbytes = self._shared.evict(None, self._shared.tiers)
         for tier in self._shared.files:
             for _, number, _ in tier.directory.idle():
@@ -237,15 +241,32 @@ class Cache:
         """Evict, what is worth least first, until ``target`` bytes are freed.
 
         The fastest tier first; what is in another tier too only leaves this one.  Ends
-        early where nothing is left to evict.  Segments that fall free go back to the
-        system.  Returns (rows, bytes freed).
+        early where nothing is left to evict.  Heads go last: memory that is asked for is
+        needed more than they are.  Segments that fall free go back to the system.
+        Returns (rows, bytes freed).
 
         :param kinds: of the tiers to evict from: ``ram``, ``ram_file``, ``disk``.
         """
         tiers = [tier for tier in self._shared.tiers if tier.kind in kinds]
-        gone = self._shared.evict(max(0, target), tiers)
+        rows, nbytes = self._shared.evict(max(0, target), tiers)
+        if nbytes < target and self._let_heads_go(tiers):
+            more = self._shared.evict(target - nbytes, tiers)
+            rows, nbytes = rows + more[0], nbytes + more[1]
         self._shared.release_idle()
-        return gone
+        return rows, nbytes
+
+    def _let_heads_go(self, tiers: Collection[Tier]) -> bool:
+        with self._shared.lock:
+            return self._shared.index.heads.let_go(tiers)
+
+    def disown_heads(self, owner: object) -> None:
+        """Let go of the heads that ``owner`` alone asked for.
+
+        They are evicted when their turn comes, like everything else.
+        """
+        with self._shared.lock:
+            self._shared.index.heads.disown(owner)
+            self._shared.settle()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is not saved, as far as the time goes, and give all memory up.
@@ -296,7 +317,8 @@ class Cache:
         Rows come last used first.  ``saving`` has what waits to be written to files
         (``queued``) and what was not written for want of room (``dropped``).  Namespaces,
         the models that rows are of, have ``model``, ``quant_type``, ``fingerprint_mode``
-        and the number of ``rows``.
+        and the number of ``rows``; and ``heads`` what is kept for the next conversation:
+        ``model``, ``tokens``, and how many of these are ``pinned``.
 
         ====================  ===========================================================
         row key               value
@@ -373,6 +395,14 @@ class Cache:
                     "queued": shared.mover.queued if shared.mover else 0,
                     "dropped": shared.mover.dropped if shared.mover else 0,
                 },
+                "heads": [
+                    {
+                        "model": head.space.name,
+                        "tokens": len(head.tokens) // TOKEN_BYTES,
+                        "pinned": head.tip.end,
+                    }
+                    for head in index.heads
+                ],
             }
 
 

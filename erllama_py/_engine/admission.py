@@ -200,7 +200,7 @@ class Admission(Resuming):
             return
         job.stage = Stage.LOOKUP
         job.asked = now
-        resume = job.todo.tobytes() if job.preempted else None
+        resume = job.context().tobytes() if job.preempted else None
         self._out.put(Lookup(job.id, resume, self._set_of(job).number))
 
     # -- before there is a slot ------------------------------------------------------------------
@@ -238,7 +238,6 @@ class Admission(Resuming):
         job.ledger = array("I")
         job.slices.clear()
         job.captured = job.inherited = 0
-        job.cold_row = None
         job.preempted = True
         job.stage = Stage.QUEUED
         self._queue.appendleft(job)

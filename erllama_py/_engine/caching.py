@@ -232,6 +232,32 @@ class ModelCache:
             worth=None if self._config.exactness == "bit" else self._quicker,
         )
 
+    @property
+    def keeps_heads(self) -> bool:
+        """Whether there is any use in heads.
+
+        Not without blocks: then rows are whole sequences, and none ends where a head does.
+        """
+        return self.namespace is not None and self._sizes[0] > 0
+
+    def keep_head(self, tokens: bytes) -> None:
+        """Protect what every conversation of a kind begins with.
+
+        Not what is shorter than a lookup would answer with.
+        """
+        least = max(BLOCK, self._policy.min_tokens) * TOKEN_BYTES
+        if self.namespace is not None and len(tokens) >= least:
+            self.namespace.keep_head(tokens, self)
+
+    def disown_heads(self) -> None:
+        """Let go of the heads kept for this model, which is unloaded.
+
+        Their blocks stay until their turn to be evicted comes.  They were used often and
+        lately, so that is late: who loads the model again soon finds them, and nobody
+        else's work has to make room for a model that may never come back.
+        """
+        self._cache.disown_heads(self)
+
     def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Answer a lookup; where its parent row is being saved, once that is over."""
         namespace = request.namespace

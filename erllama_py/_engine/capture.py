@@ -17,10 +17,10 @@ from erllama_py._cache.policy import Policy, should_continued_save
 from erllama_py._cache.ram import Extent
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import Captured, Saved, Stored
-from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.job import Job
 from erllama_py._engine.sharedkv import SharedKv
 
-__all__ = ("Recorder", "copy_logits")
+__all__ = ("Recorder", "copy_logits", "count_again")
 
 
 class Recorder:
@@ -38,6 +38,10 @@ class Recorder:
     def before_preempting(self, job: Job) -> None:
         """Capture what is computed, for the job to go on from."""
         self.capture_blocks(job)
+
+    def holds(self, job: Job) -> bool:
+        """Whether all that the job has computed was captured, but for less than a block."""
+        return job.capturing and job.captured + BLOCK > len(job.ledger)
 
     def capture_blocks(self, job: Job) -> None:
         """Capture every whole block that is computed and not yet stored.
@@ -86,17 +90,12 @@ class Recorder:
             length, job.cold_row = job.cold_row, None
             at_end = length == len(job.ledger)
             self.save(job, "cold", length, logits_row if at_end else None)
-        if (
-            job.stage is Stage.RUN
-            and job.generated
-            and should_continued_save(len(job.ledger), job.last_save, policy)
-        ):
+        if job.goes_on and should_continued_save(len(job.ledger), job.last_save, policy):
             self.save(job, "continued", len(job.ledger), None)
 
     def count_again(self, job: Job, reason: str, length: int) -> None:
         """Announce a row that is there already, to be counted."""
-        number = job.id
-        self._out.defer(lambda: Saved(number, reason, length, None, None, canonical=False))
+        count_again(self._out, job, reason, length)
 
     def save(self, job: Job, reason: str, length: int, logits_row: int | None) -> None:
         """Announce a row of the first ``length`` tokens, with its tail and logits."""
@@ -115,6 +114,12 @@ class Recorder:
             return Saved(number, reason, length, tail() if tail else None, stored, canonical)
 
         self._out.defer(build)
+
+
+def count_again(out: Sink, job: Job, reason: str, length: int) -> None:
+    """Announce a row without anything in it."""
+    number = job.id
+    out.defer(lambda: Saved(number, reason, length, None, None, canonical=False))
 
 
 def copy_logits(

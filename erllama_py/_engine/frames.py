@@ -283,9 +283,9 @@ class Accepted(Frame, frozen=True):
 class Lookup(Frame, frozen=True):
     """A slot is free for this request; asks what is cached of its prompt.
 
-    ``resume`` holds the tokens of a preempted request's second admission instead; the
-    counters must not move for those.  ``adapters`` is the number of its set, which
-    stays the request's to its end.
+    ``resume`` holds the tokens of a preempted request's second admission instead, with the
+    one that it has drawn and not evaluated; the counters must not move for those.
+    ``adapters`` is the number of its set, which stays the request's to its end.
     """
 
     id: int

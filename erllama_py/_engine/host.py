@@ -23,13 +23,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from erllama_py._backends.base import BackendInfo
 from erllama_py._engine.adapters import Adapters, Scales
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.channel import Channel, ChannelClosed
+from erllama_py._engine.ends import died, load_crashed, model_gone, reason_of, stream_ended
 from erllama_py._engine.frames import (
     Accepted,
     Adapt,
@@ -60,15 +61,17 @@ from erllama_py._engine.frames import (
     Trace,
     Verified,
 )
+from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
 from erllama_py._engine.transfer import Transfer
+from erllama_py._templates.render import render_request
 from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, Ref, next_serial
 
-__all__ = ("ModelHost", "model_gone")
+__all__ = ("ModelHost",)
 
 CALL_TIMEOUT_S = 30.0
 """How long a call by id waits for a model that is being restarted."""
@@ -80,15 +83,6 @@ END_TIMEOUT_S = 2.0
 """How long an unloaded process may take to end by itself."""
 
 _native_log = logging.getLogger("erllama_py.native")
-
-
-def model_gone(model_id: str) -> ModelGone:
-    """Return the error for an id that names no model."""
-    return ModelGone(
-        (Atom("noproc"), (Atom("erllama_model"), Atom("not_found"), model_id)),
-        f"no model {model_id!r} is loaded",
-        "load it first, or look at list_models()",
-    )
 
 
 class Life:
@@ -118,6 +112,13 @@ class _Pending:
         self.done = threading.Event()
         self.value: Any = None
         self.error: ErllamaError | None = None
+
+    def result(self) -> Any:
+        """Return the answer, or raise what was the matter."""
+        self.done.wait()
+        if self.error:
+            raise self.error
+        return self.value
 
 
 class ModelHost:
@@ -159,6 +160,7 @@ class ModelHost:
         """Monotonic nanoseconds of the last start."""
         self.info: BackendInfo
         """There from the first successful load on."""
+        self._heads = ChatHeads(self._tokenize_chat, cache.keep_head)
 
     # -- life cycle -------------------------------------------------------------------------
 
@@ -192,8 +194,12 @@ class ModelHost:
             life.send(Load(config.backend_config, config.policy, config.caching, adapters))
         return life
 
-    def unload(self) -> None:
-        """End the model: live streams get an error, waiting callers an exit."""
+    def unload(self, save_timeout_s: float = 0.0) -> None:
+        """End the model: live streams get an error, waiting callers an exit.
+
+        :param save_timeout_s: how long to wait for what running requests have computed to
+            be saved; 0 does not try.
+        """
         with self._lock:
             if self._state == "gone":
                 return
@@ -203,6 +209,15 @@ class ModelHost:
         if life is None:
             self._fail_all(Atom("shutdown"))
             return
+        running = any(r.admitted and not r.over for r in list(self._requests.values()))
+        try:
+            if running and save_timeout_s > 0:
+                with contextlib.suppress(ErllamaError):
+                    self.save_live("shutdown", save_timeout_s)
+        finally:
+            self._end(life)
+
+    def _end(self, life: Life) -> None:
         life.send(Stop())
         timer = threading.Timer(END_TIMEOUT_S, life.process.kill)
         timer.daemon = True
@@ -300,10 +315,7 @@ class ModelHost:
             number, pending = next_serial(), _Pending()
             life.calls[number] = pending
         life.send(frame_of(number))
-        pending.done.wait()
-        if pending.error:
-            raise pending.error
-        return life, pending.value
+        return life, pending.result()
 
     def _adapt(self, adapters: AdapterSet, scales: Scales, commit: Callable[[], None]) -> None:
         """Have requests to come compute with these adapters; see ``Adapters``."""
@@ -325,6 +337,42 @@ class ModelHost:
                     commit()
                     break
         self.cache.spaces.turn_to(adapters.number)
+
+    def save_live(self, reason: str, timeout_s: float) -> None:
+        """Have the contexts of running requests saved as rows; ``evict`` frees their KV, too.
+
+        Returns when the rows are there, or the time is over; the engine goes on with it
+        all the same.  While the process is being restarted nothing runs.
+
+        :param reason: ``evict`` or ``shutdown``.
+        :raises ModelGone: the model died meanwhile.
+        """
+        with self._lock:
+            life = self._life
+            if life is None or not life.loaded.is_set():
+                return
+            number, pending = next_serial(), _Pending()
+            life.calls[number] = pending
+        life.send(Call(number, reason, None))
+        if pending.done.wait(timeout_s):
+            pending.result()
+        else:
+            life.calls.pop(number, None)
+
+    def chat_tokens(self, request: Mapping[str, Any]) -> bytes:
+        """Render a chat request and tokenise it; its head is kept in the cache from now on.
+
+        :raises ErllamaError: it cannot be rendered.
+        :raises ModelGone: the model is gone.
+        """
+        tokens = self._tokenize_chat(request)
+        if self.cache.keeps_heads:
+            self._heads.note(request, tokens)
+        return tokens
+
+    def _tokenize_chat(self, request: Mapping[str, Any]) -> bytes:
+        tokens: bytes = self.call("tokenize_chat", render_request(self.info, request))
+        return tokens
 
     def request(self, number: int) -> Request | None:
         """Return a live request by its number."""
@@ -396,18 +444,20 @@ class ModelHost:
             case Phase():
                 self._phase = frame.phase
             case Answer() | Refused():
-                pending = life.calls.pop(frame.id)
+                pending = life.calls.pop(frame.id, None)
+                if pending is None:
+                    return  # nobody waits for it any more
                 if isinstance(frame, Answer):
                     pending.value = frame.value
                 else:
-                    pending.error = ErllamaError(_reason(frame.reason), frame.detail)
+                    pending.error = ErllamaError(reason_of(frame.reason), frame.detail)
                 pending.done.set()
             case Log():
                 _native_log.log(frame.level, "%s: %s", self.id, frame.text)
             case Loaded():
                 self._loaded(life, frame)
             case LoadFailed():
-                life.failure = ErllamaError(_reason(frame.reason), frame.detail)
+                life.failure = ErllamaError(reason_of(frame.reason), frame.detail)
                 life.channel.shutdown()
             case _:
                 raise ChannelClosed(f"unexpected {type(frame).__name__} from the model")
@@ -476,7 +526,7 @@ class ModelHost:
         if isinstance(frame, Done):
             request.on_done(frame, self.cache.finish_key(request, frame))
         else:
-            request.on_error(ErllamaError(_reason(frame.reason), frame.detail))
+            request.on_error(ErllamaError(reason_of(frame.reason), frame.detail))
             self.cache.closed(request)  # whatever follows is not for it any more
             self._forget(request)
 
@@ -520,7 +570,7 @@ class ModelHost:
                 request.life = None
             self._changed.notify_all()
         for pending in list(life.calls.values()):
-            pending.error = self._died(life, reason, "call")
+            pending.error = died(self.id, life.pid, reason, "call")
             pending.done.set()
         for request in [*lost, *kept]:
             self.cache.closed(request, died=not unloading)
@@ -534,7 +584,9 @@ class ModelHost:
         if served:
             self._on_down(self, life.pid, reason)
         elif life.failure is None:
-            life.failure = self._load_crashed(life, reason)
+            life.failure = load_crashed(
+                self.id, self.config.model_path, reason, life.process.last_words
+            )
         life.loaded.set()
         if again:
             self._start_life()
@@ -548,44 +600,13 @@ class ModelHost:
             self._ends.popleft()
         return len(self._ends) <= RESTARTS
 
-    def _load_crashed(self, life: Life, reason: Any) -> ErllamaError:
-        words = life.process.last_words
-        if reason == "oom":
-            return ErllamaError("oom", f"the kernel ended the load of {self.id!r} for memory")
-        return ErllamaError(
-            "malformed_gguf" if self.config.model_path else "load_failed",
-            f"the engine died ({_say(reason)}) loading {self.config.model_path or self.id!r}"
-            + (f": {words}" if words else ""),
-            "the file is probably damaged: compare its checksum with the publisher's",
-        )
-
-    def _died(self, life: Life | None, reason: Any, call: str) -> ModelGone:
-        return ModelGone(
-            (
-                reason,
-                (
-                    Atom("gen_statem"),
-                    Atom("call"),
-                    [life.pid if life else None, Atom(call), Atom("infinity")],
-                ),
-            ),
-            f"the model {self.id!r} ended ({_say(reason)}) while the call waited",
-            "" if reason == "shutdown" else "it is restarted by itself; call again",
-        )
-
     def _fail(self, request: Request, life: Life | None, reason: Any) -> None:
         if request.over:
             return
         if request.mode == "infer":
-            word = "unloaded" if reason == "shutdown" else "model_down"
-            request.on_error(
-                ErllamaError(
-                    (Atom(word), reason),
-                    f"the model {self.id!r} ended ({_say(reason)}) during the stream",
-                )
-            )
+            request.on_error(stream_ended(self.id, reason))
         else:
-            request.on_error(self._died(life, reason, request.mode))
+            request.on_error(died(self.id, life.pid if life else None, reason, request.mode))
 
     def _fail_all(self, reason: Any) -> None:
         """End requests that wait for a life that will not come."""
@@ -594,20 +615,3 @@ class ModelHost:
             self._requests.clear()
         for request in requests:
             self._fail(request, None, reason)
-
-
-def _reason(value: Any) -> Any:
-    """Give a reason back its Erlang types after MessagePack: lists were tuples."""
-    if isinstance(value, list):
-        return tuple(_reason(item) for item in value)
-    return Atom(value) if isinstance(value, str) else value
-
-
-def _say(reason: Any) -> str:
-    if reason == "killed":
-        return "killed with SIGKILL"
-    if reason == "oom":
-        return "killed by the kernel for memory"
-    if isinstance(reason, tuple):
-        return " ".join(str(part) for part in reason)
-    return str(reason)

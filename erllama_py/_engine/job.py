@@ -142,6 +142,15 @@ class Job:
         )
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the last token in its KV was decoded, and another follows it.
+
+        The moment of a continued save.  The reply may be out by then: what follows was
+        drawn with the same step.
+        """
+        return len(self.ledger) > self.prompt_len and self.pending is not None
+
+    @property
     def stored(self) -> int:
         """Leading tokens that a lookup finds now."""
         return max(self.captured, self.last_save)

@@ -12,20 +12,24 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from erllama_py._cache.store import Cache
 from erllama_py._engine.caching import ModelCache
-from erllama_py._engine.host import ModelHost, model_gone
+from erllama_py._engine.ends import model_gone
+from erllama_py._engine.host import ModelHost
 from erllama_py._engine.pressure import PressureScheduler, environment_config
 from erllama_py._engine.tiers import open_cache
-from erllama_py._machine.environment import Environment
+from erllama_py._machine.environment import DEFAULTS, Environment
 from erllama_py.config import parse_load
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, next_serial
 
 __all__ = ("Core", "Watcher", "core")
+
+SAVE_TIMEOUT = "evict_save_timeout_ms"
 
 Watcher = Callable[[str, str, ModelPid, Any], None]
 """Called with ("up" | "down", model id, pid, reason); must not block or raise."""
@@ -41,13 +45,19 @@ class Core:
         self._watchers: list[Watcher] = []
         self._cache: Cache | None = None
         self._pressure: PressureScheduler | None = None
+        self._save_timeout_s = 0.0
+        """Known when the cache is open; nothing runs before."""
 
     @property
     def cache(self) -> Cache:
         """The cache, made at first use."""
         with self._lock:
             if self._cache is None:
-                self._cache = open_cache(Environment().cache())
+                environment = Environment()
+                given = environment.get(SAVE_TIMEOUT)
+                timeout_ms: Any = DEFAULTS[SAVE_TIMEOUT] if given is None else given
+                self._save_timeout_s = timeout_ms / 1000
+                self._cache = open_cache(environment.cache())
                 atexit.register(self._cache.close)
             return self._cache
 
@@ -110,7 +120,21 @@ class Core:
                 return
             raise ErllamaError("not_found", f"no model {model!r} is loaded") from None
         self._gone(host)
-        host.unload()
+        host.unload(self._save_timeout_s)
+
+    def save_live(self, model: Any, reason: str) -> None:
+        """Save the contexts of a model's running requests, as ``evict`` or ``shutdown``.
+
+        Takes no longer than ``evict_save_timeout_ms``.  After a ``shutdown`` they are in
+        the model's file tier, where it has one: what comes next may be the end of this
+        process.
+
+        :raises ModelGone, BadCall: as :meth:`host`.
+        """
+        until = time.monotonic() + self._save_timeout_s
+        self.host(model).save_live(reason, self._save_timeout_s)
+        if reason == "shutdown":
+            self.cache.flush(max(0.0, until - time.monotonic()))
 
     def find(self, model_id: str) -> ModelHost | None:
         """Return the host of an id, if it is loaded or being restarted."""
@@ -176,6 +200,7 @@ class Core:
         with self._lock:
             if self._hosts.get(host.id) is host:
                 del self._hosts[host.id]
+        host.cache.disown_heads()
 
     def _tell(self, what: str, host: ModelHost, pid: ModelPid, reason: Any) -> None:
         for watcher in list(self._watchers):

@@ -110,8 +110,10 @@ class Replies:
             return
         job.admitted = True
         self._out.put(Admitted(job.id, kind, prefix_len, self._set_of(job).number))
-        boundary = cold_save_split(job.prompt_len, self._policy) if self._policy else None
-        if job.cached and not job.verifies and boundary is not None and boundary > prefix_len:
+        if not job.cached or job.verifies or self._policy is None:
+            return
+        boundary = cold_save_split(job.prompt_len, self._policy) or 0
+        if boundary > prefix_len and should_finish_save(boundary, self._policy):
             job.cold_row = boundary
 
     def _prompt_done(self, job: Job, index: int) -> None:

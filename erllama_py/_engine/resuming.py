@@ -54,6 +54,13 @@ class Resuming(Replies):
                 restore.keep -= 1
             else:
                 self._forgo(job)
+        elif restore.keep > len(job.todo):
+            # It was preempted with a token drawn but not evaluated, and somebody else has
+            # stored that one, too.
+            if self._backend.info.blocks:
+                restore.keep = len(job.todo)
+            else:
+                self._forgo(job)
         if job.active and job.restore is not None:
             self._place(job)
 

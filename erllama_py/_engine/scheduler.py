@@ -77,6 +77,31 @@ class Scheduler(Admission):
         """Whether requests are computing or about to; any thread may ask."""
         return self._phase != "idle"
 
+    def save_live(self, reason: str) -> None:
+        """Save the contexts of running requests as rows; ``evict`` frees their KV, too.
+
+        Between two ticks.  A request whose reply is out leaves its finish row anyway;
+        one that is just being restored has nothing that is not stored.
+        """
+        running = [j for j in self._slots.active() if j.stage is Stage.RUN and j.ledger]
+        saved = []
+        for job in running:
+            recorder = self._recorder_of(job)
+            if recorder is not None:
+                recorder.capture_blocks(job)
+                recorder.save(job, reason, len(job.ledger), None)
+                if recorder.holds(job) and not job.options.bit:
+                    saved.append(job)
+        if reason != "evict":
+            return
+        # The youngest first, so that the oldest is first in the queue.  At ``bit`` a reply
+        # has to be decoded in one go: computed again it would be a prefill, with other
+        # last bits.
+        for job in sorted(saved, key=lambda one: -one.order):
+            self._preempt(job)
+        while self._slots.drop_parked():
+            pass
+
     # -- the loop -----------------------------------------------------------------------
 
     def run(self) -> None:

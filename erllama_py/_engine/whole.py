@@ -18,10 +18,10 @@ from erllama_py._backends.base import Backend
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.policy import Policy, should_continued_save
 from erllama_py._engine.anonymous import anonymous_file
-from erllama_py._engine.capture import copy_logits
+from erllama_py._engine.capture import copy_logits, count_again
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import SavedWhole, Stored
-from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.job import Job
 from erllama_py._engine.sharedkv import SharedKv
 
 __all__ = ("WholeRecorder",)
@@ -41,11 +41,16 @@ class WholeRecorder:
 
     def before_preempting(self, job: Job) -> None:
         """Save what is computed, for the job to go on from."""
-        if job.ledger:
+        if job.ledger and not self.holds(job):
             self.save(job, "evict", len(job.ledger), None)
 
+    def holds(self, job: Job) -> bool:
+        """Whether the job's sequence was saved at its present length."""
+        return job.last_save == len(job.ledger)
+
     def count_again(self, job: Job, reason: str, length: int) -> None:
-        """Do nothing: the row is there."""
+        """Announce a row that is there already, to be counted."""
+        count_again(self._out, job, reason, length)
 
     def save_due_rows(self, job: Job, logits_row: int | None) -> None:
         """Save the prompt's row and continued rows when their moment has come."""
@@ -54,16 +59,15 @@ class WholeRecorder:
             job.cold_row = None
             if length == job.prompt_len:
                 self.save(job, "cold", length, logits_row)
-        if (
-            job.stage is Stage.RUN
-            and job.generated
-            and should_continued_save(length, job.last_save, self._policy)
-        ):
+        if job.goes_on and should_continued_save(length, job.last_save, self._policy):
             self.save(job, "continued", length, None)
 
     def save(self, job: Job, reason: str, length: int, logits_row: int | None) -> None:
         """Save the row of the job's first ``length`` tokens, which are all it has."""
-        if length == job.last_save or not job.capturing:
+        if not job.capturing:
+            return
+        if length == job.last_save:
+            count_again(self._out, job, reason, length)
             return
         if length != len(job.ledger) or self._backend.length(job.slot) != length:
             job.capturing = False  # the ledger rule: what fails a check is not stored

@@ -247,6 +247,9 @@ class Worker:
         scheduler.mailbox.put(change)
 
     def _call(self, frame: Call) -> None:
+        if frame.what in ("evict", "shutdown"):
+            self._save_live(frame)
+            return
         assert self._backend is not None
         if frame.what == "embed":
             self._embed(frame)
@@ -267,6 +270,17 @@ class Worker:
             )
             self._embedding.start()
         embeddings.ask(frame)
+
+    def _save_live(self, frame: Call) -> None:
+        """Save what runs, between two ticks; the answer goes out behind the rows."""
+        scheduler = self._scheduler
+        assert scheduler is not None
+
+        def save() -> None:
+            scheduler.save_live(frame.what)
+            self._out.put(Answer(frame.id, None))
+
+        scheduler.mailbox.put(save)
 
 
 def answer(backend: Backend, what: str, data: Any) -> Any:

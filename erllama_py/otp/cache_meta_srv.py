@@ -187,6 +187,8 @@ def insert_available(
 def gc() -> tuple[Atom, int]:
     """Evict every row that is not pinned or in use, on every tier, files included.
 
+    What is kept for the next conversation of a chat (its head) goes, too.
+
     :return: ``(evicted, rows)``.
     """
     return Atom("evicted"), index().evict(None)[0]

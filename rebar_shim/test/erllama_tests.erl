@@ -24,6 +24,7 @@ live_test_() ->
             {"unknown models", fun unknown_models/0},
             {"dead pids", fun dead_pids/0},
             {"refusals", fun refusals/0},
+            {"evict and shutdown", fun evict_and_shutdown/0},
             {"not supported", fun not_supported/0},
             {"adapters", fun adapters/0},
             {"a real model's refusals", fun real_refusals/0}
@@ -306,12 +307,18 @@ refusals() ->
         {ok, _} = erllama:complete(Model, <<"a">>, #{parent_key => undefined, response_tokens => 1})
     end).
 
+evict_and_shutdown() ->
+    erllama_test_env:stub(#{}, fun(Model) ->
+        ?assertEqual(ok, erllama:evict(Model)),
+        ?assertEqual(ok, erllama:shutdown(Model)),
+        ?assertExit({noproc, _}, erllama:evict(<<"nobody">>)),
+        ?assertExit({noproc, _}, erllama:shutdown(<<"nobody">>))
+    end).
+
 not_supported() ->
     erllama_test_env:stub(#{}, fun(Model) ->
         Refused = {error, not_supported},
         ?assertEqual(Refused, erllama:embed(Model, [1])),
-        ?assertEqual(Refused, erllama:evict(Model)),
-        ?assertEqual(Refused, erllama:shutdown(Model)),
         ?assertEqual(Refused, erllama:draft_tokens(Model, [1], #{max => 2})),
         ?assertEqual({error, empty_prefix}, erllama:draft_tokens(Model, [], #{})),
         ?assertEqual(Refused, erllama:verify(Model, [1], [2], 1))

@@ -114,6 +114,7 @@ PURE = (
     "erl_bridge.proto.*",
     "erllama_py._cache.checksum",
     "erllama_py._cache.grade",
+    "erllama_py._cache.heads",
     "erllama_py._cache.index",
     "erllama_py._cache.key",
     "erllama_py._cache.kvc",

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from erllama_py._cache.grade import Want
+from erllama_py._cache.heads import KEPT, SHARE
 from erllama_py._cache.key import decode_tokens, encode_tokens
+from erllama_py._cache.tier import RAM
 from erllama_py._cache.trie import common_tokens
 from tests.cachelab import BLOCK, CHUNK, THREADS, TOKEN_BYTES, Lab, Run, check_pieces
 
@@ -136,6 +138,14 @@ class Machine(RuleBasedStateMachine):
         if extent is not None:
             self.loose.append(extent)
 
+    @rule(ids=PROMPTS, owner=st.sampled_from(["one", "another"]))
+    def keep_head(self, ids, owner):
+        self.lab.space.keep_head(encode_tokens(ids), owner)
+
+    @rule(owner=st.sampled_from(["one", "another"]))
+    def disown_heads(self, owner):
+        self.lab.cache.disown_heads(owner)
+
     @rule(target_bytes=st.sampled_from([1, 64, 64, 200, 700, 10**6]))
     def evict(self, target_bytes):
         before = self.shared.ram.used
@@ -236,8 +246,23 @@ class Machine(RuleBasedStateMachine):
             assert payload.pins == pins[payload]
         for blob in pins:
             assert blob.pins == pins[blob]
+        tips.update(head.tip for head in self.shared.index.heads)
         for node in self.nodes():
             assert node.pins == tips[node] + sum(row.pins for row in node.rows)
+
+    @invariant()
+    def heads_are_what_is_there_and_within_their_share(self):
+        heads = list(self.shared.index.heads)
+        assert len(heads) <= KEPT
+        cover = set()
+        for head in heads:
+            assert head.owners
+            assert head.tokens.startswith(self.path(head.tip))
+            assert head.tip.end % BLOCK == 0
+            cover.update(head.chain())
+        assert cover <= set(self.nodes())
+        pinned = sum(payload.nbytes for node in cover for payload in node.variants.values())
+        assert pinned == self.shared.index.heads.pinned(RAM) <= QUOTA // SHARE
 
     @invariant()
     def canonical_chains_are_unbroken(self):

@@ -8,7 +8,7 @@ import pytest
 
 from erllama_py import api
 from erllama_py._engine.registry import core
-from erllama_py.errors import BadCall, ErllamaError, ModelGone, NotSupported
+from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
 from tests.waiting import wait_for
 
@@ -322,16 +322,6 @@ def test_unknown_models_exit_or_answer_neutrally() -> None:
     for odd in (5, None, api.Atom("atom")):
         with pytest.raises(BadCall):
             api.complete(odd, "a")  # type: ignore[arg-type]
-
-
-def test_what_is_not_built_says_so() -> None:
-    with stub_model() as model:
-        for call in (
-            lambda: api.evict(model),
-        ):
-            with pytest.raises(NotSupported) as caught:
-                call()
-            assert caught.value.reason == "not_supported"
 
 
 def test_the_stub_renders_chats_in_its_own_format() -> None:
