@@ -219,15 +219,13 @@ class ModelHost:
 
     def _end(self, life: Life) -> None:
         life.send(Stop())
-        timer = threading.Timer(END_TIMEOUT_S, life.process.kill)
-        timer.daemon = True
-        timer.start()
-        self._wait_ended(life)
-        timer.cancel()
+        if not self._wait_ended(life, END_TIMEOUT_S):
+            life.process.kill()
+            self._wait_ended(life)
 
-    def _wait_ended(self, life: Life) -> None:
+    def _wait_ended(self, life: Life, timeout_s: float | None = None) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._life is not life)
+            return self._changed.wait_for(lambda: self._life is not life, timeout_s)
 
     def abandon(self) -> None:
         """Close a forked child's copy of the socket; the model is the parent's."""

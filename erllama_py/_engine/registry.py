@@ -58,8 +58,19 @@ class Core:
                 timeout_ms: Any = DEFAULTS[SAVE_TIMEOUT] if given is None else given
                 self._save_timeout_s = timeout_ms / 1000
                 self._cache = open_cache(environment.cache())
-                atexit.register(self._cache.close)
+                atexit.register(self._at_exit, os.getpid())
             return self._cache
+
+    def _at_exit(self, pid: int) -> None:
+        """End the models, which store what follows replies that are out, and save it all.
+
+        A script's last reply would else be lost for the next one.
+        """
+        if os.getpid() == pid:  # or else a forked child's: the models are its parent's
+            for host in self.hosts():
+                host.unload()
+        if self._cache is not None:
+            self._cache.close()
 
     @property
     def pressure(self) -> PressureScheduler:

@@ -198,6 +198,36 @@ def test_kill_9_of_the_core_leaves_nothing_within_two_seconds() -> None:
     assert set(Path("/dev/shm").iterdir()) <= shared
 
 
+SCRIPT = """
+import sys
+from erllama_py import api
+model = api.load_model({"stub_opts": {"step_delay_ms": 1}, "policy": {"min_tokens": 16}})
+tokens = [int(word) for word in sys.argv[1:]]
+for event in api.infer(model, tokens, {"response_tokens": 4}):
+    if event.token_id is not None:
+        tokens.append(event.token_id)
+    elif event.stats:
+        print(event.stats["cache_hit_kind"], *tokens, flush=True)
+"""
+
+
+def test_the_last_reply_of_a_script_is_exact_in_the_next_one(tmp_path: Path) -> None:
+    def run(tokens: list[str]) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *tokens],
+            env=os.environ | {"ERLLAMA_CACHE_DISK": "64M", "ERLLAMA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert not done.stderr
+        return done.stdout.split()
+
+    first = run([str(number) for number in range(100, 170)])
+    assert first[0] == "cold"
+    assert run(first[1:])[0] == "exact"
+
+
 FORKING = """
 import os, sys, time
 from erllama_py import api
