@@ -36,14 +36,15 @@ def test_a_message_from_a_pipe_and_its_reply_are_kept(erllama, stub, home: Path)
 
 
 def test_the_next_message_finds_the_conversation_warm(erllama, stub) -> None:
-    erllama("chat", "a", "--max", "5", input="one")
+    long = " ".join(["one"] * 40)  # what is shorter than min_tokens is not kept
+    erllama("chat", "a", "--max", "5", input=long)
     second = erllama("chat", "a", "--json", input="two")
     facts = json.loads(second.stdout)
     assert facts["cache_hit_kind"] == "partial"
     assert 0 < facts["prefix_len"] < facts["prompt_tokens"]
     talk = conversations.load("a")
     assert talk is not None
-    assert [message.content for message in talk.messages[::2]] == ["one", "two"]
+    assert [message.content for message in talk.messages[::2]] == [long, "two"]
     assert facts["tokens"] == 5, "options are kept"
 
 

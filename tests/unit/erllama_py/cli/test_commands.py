@@ -10,7 +10,7 @@ import pytest
 
 
 def test_complete_as_json_has_the_reply_and_its_hit(erllama, stub) -> None:
-    prompt = "a prompt of several words that is long enough to be kept in the cache"
+    prompt = "a prompt that is long enough to be kept in the cache " * 4
     facts = [
         json.loads(erllama("complete", prompt, "--max", "4", "--json").stdout) for _ in range(2)
     ]
