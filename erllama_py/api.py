@@ -247,6 +247,7 @@ def embed(model: ModelArg, tokens: Tokens) -> list[float]:
 
     Pooled as the model says; where it says nothing (models made to generate), the mean
     over all positions.  **Not normalised**: divide by the norm where cosines are wanted.
+    LoRA adapters are of no effect here: the vectors are the model's own.
     The same tokens give the same numbers, whatever runs beside, and running requests
     neither wait for it nor change by it; they do share the cores.
 

@@ -235,9 +235,10 @@ class TestPolling:
         assert one.status()["enabled"], "the status waits for no sampler"
         threading.Timer(0.05, go_on.set).start()
         one.enable(False)
-        assert len(evictions.asked) == 1
+        before_it = len(evictions.asked)
+        assert before_it >= 1, "the check that was waiting is over, and others may be"
         wait_for(lambda: threads() <= before)
-        assert len(evictions.asked) == 1
+        assert len(evictions.asked) == before_it
 
     def test_a_sampler_may_disable(self, made, evictions: Evictions) -> None:
         def last() -> tuple[int, int]:
