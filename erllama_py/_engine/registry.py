@@ -78,11 +78,14 @@ class Core:
 
         :raises ErllamaError: the environment sets it to what cannot be.
         """
-        cache = self.cache  # outside: it takes the lock itself
         with self._lock:
             if self._pressure is None:
-                self._pressure = PressureScheduler(cache.evict_bytes, environment_config())
+                self._pressure = PressureScheduler(self._evict_bytes, environment_config())
             return self._pressure
+
+    def _evict_bytes(self, target: int, tiers: tuple[str, ...]) -> tuple[int, int]:
+        # Asked for each time: the cache is made at its first use, not for a status.
+        return self.cache.evict_bytes(target, tiers)
 
     def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
         """Load a model and return its id, made up where none is given.
