@@ -25,7 +25,7 @@ live_test_() ->
             {"dead pids", fun dead_pids/0},
             {"refusals", fun refusals/0},
             {"evict and shutdown", fun evict_and_shutdown/0},
-            {"not supported", fun not_supported/0},
+            {"embeddings and drafts", fun embeddings_and_drafts/0},
             {"adapters", fun adapters/0},
             {"a real model's refusals", fun real_refusals/0}
         ]
@@ -315,13 +315,14 @@ evict_and_shutdown() ->
         ?assertExit({noproc, _}, erllama:shutdown(<<"nobody">>))
     end).
 
-not_supported() ->
+embeddings_and_drafts() ->
     erllama_test_env:stub(#{}, fun(Model) ->
-        Refused = {error, not_supported},
-        ?assertEqual(Refused, erllama:embed(Model, [1])),
-        ?assertEqual(Refused, erllama:draft_tokens(Model, [1], #{max => 2})),
+        {ok, Vector} = erllama:embed(Model, [1]),
+        ?assert(length(Vector) =:= 16 andalso lists:all(fun is_float/1, Vector)),
+        {ok, Drafted} = erllama:draft_tokens(Model, [1], #{max => 2}),
+        ?assertEqual(2, length(Drafted)),
         ?assertEqual({error, empty_prefix}, erllama:draft_tokens(Model, [], #{})),
-        ?assertEqual(Refused, erllama:verify(Model, [1], [2], 1))
+        ?assertEqual({error, not_supported}, erllama:verify(Model, [1], [2], 1))
     end).
 
 adapters() ->
