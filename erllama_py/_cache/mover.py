@@ -273,14 +273,17 @@ class Mover:
         if self._frees or self._promotions or self._misses:
             return True
         now = time.monotonic()
-        if self._uses and (self._hurry > 0 or now - self._noted >= USES_S):
+        if self._uses_due(now):
             return True
         return bool(self._jobs) and (self._hurry > 0 or self._jobs[0].due <= now)
+
+    def _uses_due(self, now: float) -> bool:
+        return bool(self._uses) and (self._hurry > 0 or now - self._noted >= USES_S)
 
     def _round(self) -> None:
         self._free_all()
         now = time.monotonic()
-        if self._uses and (self._hurry or now - self._noted >= USES_S):
+        if self._uses_due(now):
             self._noted = now
             self._note_uses()
         jobs = []
@@ -318,6 +321,8 @@ class Mover:
 
     def _write_all(self, jobs: list[Job]) -> None:
         batch: list[Write] = []
+        coming: set[Any] = set()
+        """The items of the batch."""
         size = 0
         tier: FileTier | None = None
         stuck: set[Any] = set()
@@ -328,14 +333,15 @@ class Mover:
             if batch and (home is not tier or size >= BATCH_BYTES):
                 assert tier is not None
                 self._commit(tier, batch)
-                batch, size = [], 0
+                batch, coming, size = [], set(), 0
             tier = home
-            for item in self._with_what_it_needs(job.item, home, {w.item for w in batch}):
+            for item in self._with_what_it_needs(job.item, home, coming):
                 if item in stuck:
                     break  # nor can be what builds on it
-                write = self._prepare(job._replace(item=item), home, {w.item for w in batch})
+                write = self._prepare(job._replace(item=item), home, coming)
                 if write is not None:
                     batch.append(write)
+                    coming.add(item)
                     size += write.entry.nbytes
                 elif item is not job.item:
                     stuck.add(item)

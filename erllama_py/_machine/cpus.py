@@ -11,6 +11,8 @@ import math
 import os
 from pathlib import Path
 
+from erllama_py._machine.groups import control_groups
+
 __all__ = ("default_threads", "usable_cores")
 
 
@@ -38,28 +40,9 @@ def default_threads() -> tuple[int, int]:
 
 def _quota(proc: Path, cgroups: Path) -> float | None:
     """Return the cores that the tightest quota allows, of our group and those above it."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return None  # not Linux, or no /proc
-    found: list[float] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, read = cgroups, _quota_v2
-        elif "cpu" in controllers.split(","):
-            top, read = cgroups / "cpu", _quota_v1
-        else:
-            continue
-        # Inside a container the path may not exist below the mount, which then shows
-        # the container's own group: the walk up ends there.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            quota = read(folder)
-            if quota is not None:
-                found.append(quota)
-            if folder == top:
-                break
+    read = {1: _quota_v1, 2: _quota_v2}
+    groups = control_groups("cpu", proc, cgroups)
+    found = [quota for folder, version in groups if (quota := read[version](folder)) is not None]
     return min(found, default=None)
 
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import psutil
 
+from erllama_py._machine.groups import control_groups
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
 
@@ -187,31 +188,17 @@ def _groups(proc: Path, cgroups: Path, machine: int) -> Iterator[Reading]:
 
     Only those that are limited to less than the machine has.
     """
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return  # not Linux, or no /proc
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, version = cgroups, _V2
-        elif "memory" in controllers.split(","):
-            top, version = cgroups / "memory", _V1
-        else:
-            continue
-        # Inside a container the path may not exist below the mount, which then shows
-        # the container's own group: the walk up ends there.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            reading = _group(folder, *version)
-            if reading is not None and reading[1] < machine:
-                yield reading
-            if folder == top:
-                break
+    for folder, version in control_groups("memory", proc, cgroups):
+        reading = _group(folder, *_FILES[version])
+        if reading is not None and reading[1] < machine:
+            yield reading
 
 
-_V2: Final = (["memory.max", "memory.high"], "memory.current", "inactive_file")
-_V1: Final = (["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file")
+_FILES: Final = {
+    1: (["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_inactive_file"),
+    2: (["memory.max", "memory.high"], "memory.current", "inactive_file"),
+}
+"""By version: files with limits, the file with the usage, and what of it can be dropped."""
 
 
 def _group(folder: Path, limits: Sequence[str], usage: str, droppable: str) -> Reading | None:
