@@ -185,12 +185,12 @@ class Registrar:
             # Somebody else was quicker: then there is an epmd now, which is all we want.
             log.debug("no embedded epmd on port %d: %s", self.port, error)
         else:
+            self.server = server  # not before: who sees it may ask it
             log.info("no epmd was running: serving one on port %d", self.port)
 
     async def _serve(
         self, server: EpmdServer, *, task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        self.server = server
         try:
             await server.serve(task_status=task_status)
         finally:
