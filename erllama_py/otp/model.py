@@ -88,7 +88,7 @@ def start_link(model_id: str | bytes, config: Mapping[str, Any]) -> ModelPid | N
     return model_sup.start_model(model_id, config)
 
 
-def stop(model: api.ModelArg) -> Atom:
+def stop(model: str | bytes | ModelPid) -> Atom:
     """Unload a model.
 
     :return: ``ok``.
@@ -98,7 +98,7 @@ def stop(model: api.ModelArg) -> Atom:
     return api.unload(model)
 
 
-def cache_key_meta(model: api.ModelArg) -> dict[str, Any]:
+def cache_key_meta(model: str | bytes | ModelPid) -> dict[str, Any]:
     """Return what addresses the model's rows besides their tokens.
 
     For :func:`.cache_meta_srv.lookup_longest_prefix` and :func:`.cache_key.make`.

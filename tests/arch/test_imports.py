@@ -56,14 +56,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "erllama_py": ("erllama_py.*", "erl_bridge.service.*"),
     "erllama_py._engine": (
         "erllama_py._engine.*",
-        "erllama_py.api",
+        "erllama_py.api.*",
         "erllama_py.otp.*",
         "erllama_py.testing",
     ),
     "erllama_py._cache": (
         "erllama_py._cache.*",
         "erllama_py._engine.*",
-        "erllama_py.api",
+        "erllama_py.api.*",
         "erllama_py.config",  # the policy's numbers and defaults
         "erllama_py.otp.*",
     ),
@@ -82,14 +82,14 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._machine.*",
         "erllama_py._engine.*",
         "erllama_py.config",
-        "erllama_py.api",
+        "erllama_py.api.*",
         "erllama_py.cli.*",  # what it says of the machine
         "erllama_py.otp.*",
     ),
     "erllama_py._templates": (
         "erllama_py._templates.*",
         "erllama_py._engine.*",
-        "erllama_py.api",
+        "erllama_py.api.*",
     ),
     "erllama_py._notebook": ("erllama_py._notebook.*", "erllama_py"),
 }
@@ -260,8 +260,16 @@ def test_every_rule_is_about_something() -> None:
         ("owners", "erllama_py/_engine/a.py", "from erllama_py import _notebook"),
         ("owners", "erllama_py/_cache/a.py", "from socket import socketpair"),
         ("owners", "erl_bridge/proto/a.py", "def f():\n    import ssl"),
-        ("owners", "erllama_py/api.py", "from importlib import import_module as i\nimport IPython"),
-        ("owners", "erllama_py/api.py", "import importlib\nimportlib.import_module('ipywidgets')"),
+        (
+            "owners",
+            "erllama_py/api/__init__.py",
+            "from importlib import import_module as i\nimport IPython",
+        ),
+        (
+            "owners",
+            "erllama_py/api/__init__.py",
+            "import importlib\nimportlib.import_module('ipywidgets')",
+        ),
         ("owners", "erllama_py/_engine/a.py", "def f():\n    from erl_bridge import net"),
         ("owners", "erl_bridge/net/a.py", "from erllama_py import errors"),
         ("owners", "erllama_py/_notebook/a.py", "from .._engine import host"),

@@ -13,6 +13,7 @@ from erllama_py._cache.trie import common_tokens
 from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.registry import core
 from erllama_py._templates.openings import opening_of, openings
+from erllama_py.api._asking import token_array
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.errors import ErllamaError
 from erllama_py.testing import stub_model
@@ -194,7 +195,7 @@ def test_a_real_models_system_text_outlives_a_flood(monkeypatch: pytest.MonkeyPa
                 model.chat([{"role": "user", "content": words}], system=system)
                 for words in ("Where does the sun rise?", "Name a colour.")
             )
-            first_bytes, fresh_bytes = (api._token_array(one).tobytes() for one in (first, fresh))
+            first_bytes, fresh_bytes = (token_array(one).tobytes() for one in (first, fresh))
             head = common_tokens(first_bytes, fresh_bytes)
             assert head > 2 * BLOCK
             cold = api.infer(model, first, {"response_tokens": 1})

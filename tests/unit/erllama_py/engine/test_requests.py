@@ -10,6 +10,7 @@ from erllama_py import api
 from erllama_py._engine.registry import core
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
+from erllama_py.types import Atom
 from tests.waiting import wait_for
 
 SLOW = {"step_delay_ms": 20}
@@ -319,7 +320,7 @@ def test_unknown_models_exit_or_answer_neutrally() -> None:
     with pytest.raises(ErllamaError) as missing:
         api.unload("nobody")
     assert missing.value.reason == "not_found"
-    for odd in (5, None, api.Atom("atom")):
+    for odd in (5, None, Atom("atom")):
         with pytest.raises(BadCall):
             api.complete(odd, "a")  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ import pytest
 from erllama_py import api
 from erllama_py._engine import drafting
 from erllama_py._engine.registry import core
+from erllama_py.api._asking import token_array
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
@@ -229,7 +230,7 @@ def test_it_has_the_model_to_itself_or_is_refused(smollm2: api.Model) -> None:
 @pytest.mark.timeout(120)
 def test_one_that_nobody_waits_for_is_stopped(smollm2: api.Model) -> None:
     host = core().host(smollm2)
-    tokens = api._token_array(smollm2.tokenize(STORY * 3))
+    tokens = token_array(smollm2.tokenize(STORY * 3))
     request = drafting.verify_request(host.info, tokens, tokens[:3])
     host.submit(request)
     host.cancel(request)

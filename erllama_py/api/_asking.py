@@ -1,0 +1,124 @@
+"""What callers give, checked, and requests made of it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from erllama_py._engine.host import ModelHost
+from erllama_py._engine.prompt import refusal
+from erllama_py._engine.request import Request
+from erllama_py.config import RequestOptions, parse_request
+from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.types import Event, ModelPid
+
+__all__ = (
+    "as_mapping",
+    "checked_tokens",
+    "make_request",
+    "prompt_bytes",
+    "token_array",
+    "tokens_of",
+    "wait",
+)
+
+ModelArg = str | bytes | ModelPid
+Tokens = Sequence[int] | Iterable[int]
+Options = Mapping[str, Any]
+
+
+def make_request(
+    host: ModelHost,
+    mode: str,
+    options: Options | None,
+    default_tokens: int | None,
+    *,
+    text: bytes | None = None,
+    tokens: array[int] | None = None,
+    sink: Callable[[Event], None] | None = None,
+    on_over: Callable[[Request], None] | None = None,
+) -> Request:
+    """Return the request that these options ask for.
+
+    :param default_tokens: what it may generate where they do not say; ``None``: what fits.
+    """
+    parsed: RequestOptions = parse_request(
+        {} if options is None else options, host.config.exactness, default_tokens
+    )
+    return Request(
+        mode,
+        parsed.generate,
+        text=text,
+        tokens=tokens,
+        parent_key=parsed.parent_key,
+        sink=sink,
+        on_over=on_over,
+    )
+
+
+def wait(host: ModelHost, request: Request) -> dict[str, Any]:
+    """Return the result of a submitted request; cancel it where the wait is interrupted."""
+    try:
+        return request.wait()
+    except BaseException:
+        # Interrupted: nobody waits for this reply any more.
+        if not request.over:
+            host.cancel(request)
+        raise
+
+
+def checked_tokens(host: ModelHost, mode: str, tokens: Tokens) -> array[int]:
+    """Return a prompt's tokens where the model takes them.
+
+    :raises ErllamaError: why it does not.
+    """
+    prompt = token_array(tokens)
+    if refused := refusal(prompt, host.info, mode):
+        raise ErllamaError(*refused)
+    return prompt
+
+
+def token_array(tokens: Tokens) -> array[int]:
+    """Return token ids as 32-bit words.
+
+    :raises ErllamaError: ``invalid_token``.
+    :raises BadCall: no list.
+    """
+    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        raise BadCall("function_clause", f"tokens must be a list of ids, not {tokens!r:.40}")
+    try:
+        return array("I", tokens)
+    except OverflowError:
+        raise ErllamaError("invalid_token", "token ids are whole numbers from 0") from None
+    except TypeError:
+        raise ErllamaError("invalid_token", "every token must be a whole number") from None
+
+
+def tokens_of(data: bytes) -> list[int]:
+    """Return token ids as frames carry them."""
+    tokens = array("I")
+    tokens.frombytes(data)
+    return tokens.tolist()
+
+
+def prompt_bytes(text: Any) -> bytes:
+    """Return a prompt's bytes.
+
+    :raises BadCall: no text.
+    """
+    if isinstance(text, str):
+        return text.encode()
+    if isinstance(text, bytes):
+        return text
+    raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
+
+
+def as_mapping(value: Any, what: str) -> Mapping[str, Any]:
+    """Return what was given as a config or as options.
+
+    :raises BadCall: no mapping.
+    """
+    if not isinstance(value, Mapping):
+        raise BadCall("function_clause", f"a {what} must be a map, not {type(value).__name__}")
+    return value

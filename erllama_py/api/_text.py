@@ -1,0 +1,69 @@
+"""Texts, tokens, chats and vectors."""
+
+from __future__ import annotations
+
+from erllama_py._engine.registry import core
+from erllama_py.api._asking import (
+    ModelArg,
+    Options,
+    Tokens,
+    prompt_bytes,
+    token_array,
+    tokens_of,
+)
+from erllama_py.types import text_of
+
+__all__ = (
+    "apply_chat_template",
+    "detokenize",
+    "embed",
+    "tokenize",
+)
+
+
+def tokenize(model: ModelArg, text: str | bytes) -> list[int]:
+    """Tokenise a text as a prompt: BOS is added where the vocabulary asks for it.
+
+    Special-token syntax in the text stays text.  Does not wait for running requests.
+
+    :raises ErllamaError: ``too_large`` (4 MiB, or 1 048 576 tokens).
+    """
+    return tokens_of(core().host(model).call("tokenize", prompt_bytes(text)))
+
+
+def detokenize(model: ModelArg, tokens: Tokens) -> str | bytes:
+    """Return the text of tokens; control tokens render empty.
+
+    :raises ErllamaError: ``invalid_token``.
+    """
+    data: bytes = core().host(model).call("detokenize", token_array(tokens).tobytes())
+    return text_of(data)
+
+
+def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
+    """Render a chat request with the model's template and tokenise it.
+
+    A system text and tools are what every conversation of their kind begins with: what
+    is cached of them is protected from eviction from now on (docs/design/cache.md).
+
+    :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``.
+    :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
+    """
+    return tokens_of(core().host(model).chat_tokens(request))
+
+
+def embed(model: ModelArg, tokens: Tokens) -> list[float]:
+    """Return one vector for a list of tokens.
+
+    Pooled as the model says; where it says nothing (models made to generate), the mean
+    over all positions.  **Not normalised**: divide by the norm where cosines are wanted.
+    LoRA adapters are of no effect here: the vectors are the model's own.
+    The same tokens give the same numbers, whatever runs beside, and running requests
+    neither wait for it nor change by it; they do share the cores.
+
+    :raises ErllamaError: ``invalid_token`` (none, or one outside the vocabulary),
+        ``context_overflow`` (as many as the context or more), ``too_large``,
+        ``embed_failed``, ``not_supported`` (a model that ranks).
+    """
+    vector: list[float] = core().host(model).call("embed", token_array(tokens).tobytes())
+    return vector
