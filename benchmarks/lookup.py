@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from erllama_py._cache.divergence import diverge
 from erllama_py._cache.grade import Want, streamed, whole_chunk
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.lease import Tail
-from erllama_py._cache.namespace import Identity
 from erllama_py._cache.store import Cache
 
 BLOCK, CHUNK, THREADS = 64, 128, 2

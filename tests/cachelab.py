@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.lease import Lease, NewLogits, Tail
-from erllama_py._cache.namespace import Identity
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from erllama_py._cache.grade import Grade
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.row import Row, Space
 from erllama_py._cache.trie import TOKEN_BYTES, Node, common_tokens
 
 if TYPE_CHECKING:
     from erllama_py._cache.key import KeyHasher
-    from erllama_py._cache.namespace import Identity
 
 __all__ = ("Divergence", "NearRow", "Seen", "differing_fields", "diverge", "evicted", "known")
 

@@ -26,7 +26,7 @@ import msgspec
 from erllama_py._cache.blockfile import Damaged, Foreign
 from erllama_py._cache.container import Container, read_head
 from erllama_py._cache.directory import Directory
-from erllama_py._cache.namespace import Identity
+from erllama_py._cache.identity import Identity
 
 if TYPE_CHECKING:
     from erllama_py._cache.blockfile import Entry

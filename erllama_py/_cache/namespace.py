@@ -12,6 +12,7 @@ import msgspec
 from erllama_py._cache import key as keys
 from erllama_py._cache.divergence import Seen, diverge, evicted
 from erllama_py._cache.grade import Grade, Want
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import COUNTER_OF, Found, Lease
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Space
@@ -23,25 +24,7 @@ if TYPE_CHECKING:
     from erllama_py._cache.filetier import FileTier
     from erllama_py._cache.shared import Shared
 
-__all__ = ("HeldRow", "Identity", "Namespace")
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Everything KV depends on besides tokens.  Equal identities share a namespace."""
-
-    fingerprint: bytes
-    """Effective: adapters mixed in.  32 bytes."""
-    quant_type: str
-    ctx_params_hash: bytes
-    """32 bytes, the caller's."""
-    engine: tuple[tuple[str, str], ...] = ()
-    """What the engine says of itself, sorted; not part of keys, but of the namespace: a
-    key from another engine's cache is a miss."""
-
-    @property
-    def fingerprint_mode(self) -> str:
-        """How the model's file was looked at: what ``file``, a mode and a digest, says."""
-        return dict(self.engine).get("file", "").partition(":")[0] or "safe"
+__all__ = ("HeldRow", "Namespace")
 
 
 class HeldRow(NamedTuple):

@@ -23,11 +23,11 @@ from erllama_py._cache.checksum import crc
 from erllama_py._cache.counters import Counters
 from erllama_py._cache.divergence import differing_fields, known
 from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import Piece
 from erllama_py._cache.loading import load
 from erllama_py._cache.mover import Mover
-from erllama_py._cache.namespace import Identity, Namespace
-from erllama_py._cache.quota import default_quota
+from erllama_py._cache.namespace import Namespace
 from erllama_py._cache.ram import SEGMENT_BYTES, Extent
 from erllama_py._cache.row import Row
 from erllama_py._cache.shared import Shared
@@ -54,7 +54,7 @@ class Cache:
 
     def __init__(
         self,
-        quota: int | None = None,
+        quota: int,
         block: int = 64,
         *,
         save: bool = True,
@@ -63,7 +63,6 @@ class Cache:
         segment_bytes: int = SEGMENT_BYTES,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        quota = default_quota() if quota is None else quota
         self._shared = Shared(quota, block, segment_bytes, clock)
         self._moves = {"save": save, "demote": demote, "promote": promote}
         self._namespaces: dict[Identity, Namespace] = {}

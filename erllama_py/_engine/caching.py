@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from erllama_py._backends.base import BLOCK, BackendInfo
 from erllama_py._cache.grade import Want, streamed, whole_chunk
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import Lease, NewLogits, Tail
-from erllama_py._cache.namespace import Identity, Namespace
+from erllama_py._cache.namespace import Namespace
 from erllama_py._cache.policy import should_finish_save
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import applied_scale, effective_fingerprint
-from erllama_py._cache.namespace import Identity, Namespace
+from erllama_py._cache.namespace import Namespace
 
 if TYPE_CHECKING:
     from erllama_py._cache.filetier import FileTier

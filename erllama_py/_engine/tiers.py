@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from erllama_py._cache.filetier import FileTier
-from erllama_py._cache.quota import default_disk_quota, default_quota
 from erllama_py._cache.store import Cache
 from erllama_py._machine.environment import CacheSettings, Environment
+from erllama_py._machine.quotas import default_disk_quota, default_quota
 from erllama_py.config import LoadConfig, invalid
 
 __all__ = ("DEFAULT_DISK", "DEFAULT_RAM_FILE", "home_of", "open_cache", "start_tier")

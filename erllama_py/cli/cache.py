@@ -142,8 +142,8 @@ def why(prompt: str, model: str, chat: bool, as_json: bool) -> None:
 
 def _place() -> tuple[Path, int]:
     """Return where the disk tier is, and its quota."""
-    from erllama_py._cache.quota import default_disk_quota
     from erllama_py._machine.environment import Environment
+    from erllama_py._machine.quotas import default_disk_quota
 
     settings = Environment().cache()
     quota = settings.disk

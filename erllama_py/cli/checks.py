@@ -138,8 +138,8 @@ def check_memory() -> Iterator[Finding]:
     """There is memory for a model and for the cache."""
     import psutil
 
-    from erllama_py._cache.quota import default_quota, usable_memory
     from erllama_py._machine.environment import Environment
+    from erllama_py._machine.quotas import default_quota, usable_memory
 
     free, usable = psutil.virtual_memory().available, usable_memory()
     quota = _setting(lambda: Environment().cache().ram)
@@ -183,8 +183,8 @@ def check_shm(place: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S10
 def check_disk() -> Iterator[Finding]:
     """The disk tier's folder can be written, and has room for its quota."""
     from erllama_py._cache.inventory import survey
-    from erllama_py._cache.quota import default_disk_quota
     from erllama_py._machine.environment import Environment
+    from erllama_py._machine.quotas import default_disk_quota
 
     settings = _setting(lambda: Environment().cache())
     if settings is None:

@@ -67,9 +67,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py.config",  # the policy's numbers and defaults
         "erllama_py.otp.*",
     ),
-    # What the command tells of the disk tier and of quotas, without a model.
+    # What the command tells of the disk tier, without a model.
     "erllama_py._cache.inventory": ("erllama_py.cli.*",),
-    "erllama_py._cache.quota": ("erllama_py.cli.*",),
     "erllama_py._backends": (
         "erllama_py._backends.*",
         "erllama_py._engine.*",

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from erllama_py._cache.checksum import crc
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.namespace import Identity
 from erllama_py._cache.row import Space
 from erllama_py._cache.trie import Node, tokens_upto
 from tests.cachelab import CHUNK, THREADS, Lab, Run, content

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from erllama_py._cache.divergence import NearRow, differing_fields
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.namespace import Identity
 from tests.cachelab import CHUNK, IDENTITY, THREADS, Lab
 
 LONG = list(range(100, 130))

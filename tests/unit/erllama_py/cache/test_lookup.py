@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from erllama_py._cache.namespace import Identity
+from erllama_py._cache.identity import Identity
 from tests.cachelab import BLOCK, CHUNK, Lab, check_pieces
 
 LONG = list(range(100, 130))

@@ -9,8 +9,7 @@ import threading
 
 import pytest
 
-from erllama_py._cache.namespace import Identity
-from erllama_py._cache.store import Cache
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.tier import RAM
 from tests.cachelab import BLOCK, IDENTITY, TOKEN_BYTES, Lab, Run, check_pieces
 
@@ -292,10 +291,3 @@ def test_threads_never_read_each_others_bytes(seed):
     lab.cache.gc()
     assert counted(lab, "bytes_ram") == 0
     lab.cache.close()
-
-
-def test_the_default_quota_is_this_machines():
-    cache = Cache()
-    assert cache.block == 64
-    assert cache.snapshot()["tiers"][0]["quota"] > 0
-    cache.close()

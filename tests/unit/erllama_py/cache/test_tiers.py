@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.namespace import Identity
 from erllama_py._cache.store import Cache
 from tests.cachelab import BLOCK, CHUNK, IDENTITY, THREADS, Lab, check_pieces, content
 

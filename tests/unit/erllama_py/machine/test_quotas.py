@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erllama_py._cache.quota import LIMIT, default_quota, usable_memory
+from erllama_py._machine.quotas import LIMIT, default_quota, usable_memory
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and the tiers' shares of memory and disk."""
+"""How much memory this process may use, and what the cache takes of that and of a disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from erllama_py._machine.groups import control_groups
 
 __all__ = ("default_disk_quota", "default_quota", "usable_memory")
 
@@ -18,6 +20,9 @@ LIMIT: Final = 4 << 30
 
 DISK_SHARE: Final = 10
 DISK_LIMIT: Final = 8 << 30
+
+_LIMITS: Final = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
+"""Files of a control group, by version."""
 
 
 def default_quota() -> int:
@@ -42,33 +47,9 @@ def default_disk_quota(path: Path) -> int:
 def usable_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes this process may use: the tightest of machine and control groups."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limits.extend(_group_limits(proc, cgroups))
+    for folder, version in control_groups("memory", proc, cgroups):
+        limits.extend(_numbers(folder / name for name in _LIMITS[version]))
     return min(limits)
-
-
-def _group_limits(proc: Path, cgroups: Path) -> list[int]:
-    """Read the limits of this process's groups and all groups above them, v1 and v2."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []  # not Linux, or no /proc
-    found: list[int] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, names = cgroups, ["memory.max", "memory.high"]
-        elif "memory" in controllers.split(","):
-            top, names = cgroups / "memory", ["memory.limit_in_bytes"]
-        else:
-            continue
-        # Inside a container the path may not exist below the mount, which then shows
-        # the container's own group: the walk up ends there.
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            found.extend(_numbers(folder / name for name in names))
-            if folder == top:
-                break
-    return found
 
 
 def _numbers(files: Iterable[Path]) -> list[int]:
