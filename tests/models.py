@@ -46,6 +46,12 @@ def mamba_path() -> str:
     return str(target if target.exists() else _written(target, _write_mamba))
 
 
+def write_mamba(target: Path, template: str | None = None) -> str:
+    """Write the same with a chat template; without one it has none."""
+    _write_mamba(target, template)
+    return str(target)
+
+
 def hybrid_path() -> str:
     """A Jamba of Mamba, attention, Mamba: a state, and cells of 268 bytes a token."""
     target = _cached(f"toy-jamba-{TOY_EDITION}.gguf")
@@ -81,8 +87,10 @@ def _join_gemma3(target: Path) -> None:
                 shutil.copyfileobj(part, whole, 1 << 20)
 
 
-def _write_mamba(target: Path) -> None:
+def _write_mamba(target: Path, template: str | None = None) -> None:
     toy = _Toy(target, "mamba", layers=2)
+    if template is not None:
+        toy.writer.add_chat_template(template)
     toy.writer.add_head_count(0)
     toy.writer.add_feed_forward_length(0)
     for layer in range(2):

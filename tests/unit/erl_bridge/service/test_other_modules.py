@@ -161,6 +161,15 @@ def test_everything_else_is_undef(node: ErllamaNode, what: str, args: list[Any])
 
 
 @pytest.mark.parametrize(
+    "function",
+    ["get_policy", "get_backend_state", "get_last_sampler_cfg", "get_request_sampler_ref"],
+)
+def test_windows_for_the_originals_own_tests_are_undef(node: ErllamaNode, function: str) -> None:
+    with pytest.raises(Undef):
+        call(node, f"model:{function}", MODEL)
+
+
+@pytest.mark.parametrize(
     ("what", "args", "reason"),
     [
         ("cache:evict_bytes", [-1], "function_clause"),
