@@ -1,13 +1,18 @@
 """How the documentation is built: ``make docs``."""
 
+import sys
+from pathlib import Path
+
 import erllama_py
+
+sys.path.insert(0, str(Path(__file__).parent))  # for contract_table
 
 project = "erllama_py"
 author = "the erllama_py authors"
 version = release = erllama_py.__version__
 copyright = author  # noqa: A001 - Sphinx reads this name
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "contract_table"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = False
