@@ -85,6 +85,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     exactness: str
     caching: bool
     in_process: bool
+    keep: bool = False
+    """Never evicted to make room for another model."""
 
     @property
     def model_path(self) -> str:
@@ -169,6 +171,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         exactness=_choice(options, "exactness", ("token", "bit"), "token"),
         caching=_flag(options, "cache", default=True),
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
+        keep=_flag(options, "keep", default=False),
     )
 
 

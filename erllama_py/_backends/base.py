@@ -127,6 +127,8 @@ class StubOptions(msgspec.Struct, frozen=True):
     """This step raises :class:`StepFailed` and leaves its sequences as they were."""
     whole_rows: bool = False
     """Stand for a model whose sequences cannot be cut, only packed whole."""
+    weights_bytes: int = 0
+    """What it is said to weigh: it has no weights."""
 
 
 class BackendConfig(msgspec.Struct, frozen=True):
@@ -190,6 +192,9 @@ class BackendInfo(msgspec.Struct, frozen=True):
     whole_rows: bool = False
     """Without ``blocks``: a whole sequence packs and restores bit for bit, at its exact
     length (recurrent and hybrid models)."""
+    buffers: tuple[int, int, int] = (0, 0, 0)
+    """Bytes of weights, of the context, and of what computes; zeros where the engine does
+    not say."""
 
 
 class SamplerOptions(msgspec.Struct, frozen=True):

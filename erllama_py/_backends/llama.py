@@ -74,6 +74,7 @@ class LlamaBackend:
             raise
 
     def _open(self, config: BackendConfig) -> None:
+        point = native_log.mark()
         model = self._model = ModelHandle(config.model_path, config.model)
         self._stack.callback(model.close)
         self._vocab = Vocab(model.vocab)
@@ -84,7 +85,7 @@ class LlamaBackend:
         # Without weights a step is an assertion, so there is no context to make one in.
         context = None if config.model.vocab_only else ContextHandle(model, config.context)
         self._context: Any = context.pointer if context else None
-        self.info = _info(config, model, context, self._vocab)
+        self.info = _info(config, model, context, self._vocab, native_log.buffers_since(point))
         if context is None:
             return
         self._stack.callback(context.close)
@@ -361,7 +362,11 @@ def _ours(sampler: Sampler) -> LlamaSampler:
 
 
 def _info(
-    config: BackendConfig, model: ModelHandle, context: ContextHandle | None, vocab: Vocab
+    config: BackendConfig,
+    model: ModelHandle,
+    context: ContextHandle | None,
+    vocab: Vocab,
+    buffers: tuple[int, int, int],
 ) -> BackendInfo:
     """Describe the model.  Blocks are tentatively possible: the self-test decides."""
     pointer = model.pointer
@@ -393,4 +398,6 @@ def _info(
         description=model.describe(),
         generates=generates,
         verifies=context is not None and generates,
+        # An encoder's context goes at once: it was only asked what the model is.
+        buffers=buffers if generates else (buffers[0], 0, 0),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import threading
 from collections import deque
@@ -21,13 +22,25 @@ from typing import Any, NamedTuple
 
 import llama_cpp.llama_cpp as native
 
-__all__ = ("LogLine", "errors_since", "install", "mark", "set_listener", "stderr_captured")
+__all__ = (
+    "LogLine",
+    "buffers_since",
+    "errors_since",
+    "install",
+    "mark",
+    "set_listener",
+    "stderr_captured",
+)
 
 DEBUG, INFO, WARNING, ERROR, CONTINUED = 1, 2, 3, 4, 5
 """Levels as the engine numbers them; the binding's own comment has them otherwise."""
 
 _CAPACITY = 512
 """A load writes about 250 lines, so the errors of the last one are always still there."""
+
+_BUFFER = re.compile(r"(\w+) buffer size = +([0-9.]+) MiB")
+_WEIGHTS, _COMPUTE = "model", "compute"
+_BUFFERS = 256
 
 
 class LogLine(NamedTuple):
@@ -45,6 +58,8 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lines: deque[LogLine] = deque(maxlen=_CAPACITY)
+        self.buffers: deque[LogLine] = deque(maxlen=_BUFFERS)
+        """Lines that say the size of a buffer: the debug lines of a load would push them out."""
         self.written = 0
         self.pending = ""
         self.level = INFO
@@ -79,6 +94,20 @@ def errors_since(point: int, limit: int = 4) -> list[str]:
         line.text for line in list(_state.lines) if line.number > point and line.level >= ERROR
     ]
     return texts[-limit:]
+
+
+def buffers_since(point: int) -> tuple[int, int, int]:
+    """Return bytes of the buffers made after ``point``: weights, context, what computes.
+
+    The engine has no function that says so; its log does, one line for each buffer.
+    """
+    sums = {_WEIGHTS: 0.0, "": 0.0, _COMPUTE: 0.0}
+    for line in list(_state.buffers):
+        if line.number > point and (found := _BUFFER.search(line.text)):
+            kind = found[1] if found[1] in sums else ""  # KV, RS, output: the context's
+            sums[kind] += float(found[2])
+    weights, context, compute = (round(size * (1 << 20)) for size in sums.values())
+    return weights, context, compute
 
 
 @contextlib.contextmanager
@@ -131,6 +160,8 @@ def _write(level: int, text: str) -> None:
     _state.written += 1
     line = LogLine(_state.written, level, text)
     _state.lines.append(line)
+    if " buffer size " in text:
+        _state.buffers.append(line)
     if _state.listener is not None:
         with contextlib.suppress(Exception):
             _state.listener(line)

@@ -109,6 +109,7 @@ class StubBackend:
             identity={"engine": "stub 1"},
             description="stub (no model)",
             whole_rows=config.stub.whole_rows,
+            buffers=(config.stub.weights_bytes, 0, 0),
         )
 
     # -- text ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from erllama_py.errors import ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid
 
-__all__ = ("died", "load_crashed", "model_gone", "reason_of", "stream_ended")
+__all__ = ("died", "load_crashed", "model_evicted", "model_gone", "reason_of", "stream_ended")
 
 
 def model_gone(model_id: str) -> ModelGone:
@@ -16,6 +16,15 @@ def model_gone(model_id: str) -> ModelGone:
         (Atom("noproc"), (Atom("erllama_model"), Atom("not_found"), model_id)),
         f"no model {model_id!r} is loaded",
         "load it first, or look at list_models()",
+    )
+
+
+def model_evicted(model_id: str, successor: str) -> ModelGone:
+    """Return the error for the id of a model that made room for another: the same reason."""
+    return ModelGone(
+        model_gone(model_id).reason,
+        f"the model {model_id!r} was evicted to make room for {successor!r}",
+        "load it again, with keep to have it stay, or raise ERLLAMA_MODEL_MEMORY_BYTES",
     )
 
 

@@ -23,8 +23,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from erllama_py._backends.base import BackendInfo
 from erllama_py._engine.adapters import Adapters, Scales
@@ -71,7 +71,7 @@ from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, Ref, next_serial
 
-__all__ = ("ModelHost",)
+__all__ = ("EVICTED", "ModelHost", "retire")
 
 CALL_TIMEOUT_S = 30.0
 """How long a call by id waits for a model that is being restarted."""
@@ -81,6 +81,9 @@ RESTARTS, RESTART_WINDOW_S = 5, 30.0
 
 END_TIMEOUT_S = 2.0
 """How long an unloaded process may take to end by itself."""
+
+EVICTED: Final = (Atom("shutdown"), Atom("evicted"))
+"""How a model ends that makes room for another: in order, and not asked to by its name."""
 
 _native_log = logging.getLogger("erllama_py.native")
 
@@ -155,6 +158,10 @@ class ModelHost:
         self.adapters = Adapters(self._adapt, config.model_path)
         self._ends: collections.deque[float] = collections.deque()
         self._phase = "idle"
+        self._reason: Any = Atom("shutdown")
+        """What an end that is wanted is called."""
+        self.used_at = time.monotonic_ns()
+        """When a request or a call last came or ended."""
         self.last_hit: dict[str, Any] | None = None
         self.loaded_at = 0
         """Monotonic nanoseconds of the last start."""
@@ -227,6 +234,23 @@ class ModelHost:
         with self._changed:
             return self._changed.wait_for(lambda: self._life is not life, timeout_s)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it could make room: nothing runs or waits, and it is not to be kept."""
+        life = self._life
+        return (
+            self._state == "up"
+            and life is not None
+            and not life.calls
+            and not self.config.keep
+            and all(request.over for request in list(self._requests.values()))
+        )
+
+    def end_retired(self) -> None:
+        """End the process of a model that :func:`retire` took out of use."""
+        if life := self._life:
+            self._end(life)
+
     def abandon(self) -> None:
         """Close a forked child's copy of the socket; the model is the parent's."""
         if self._life:
@@ -261,6 +285,7 @@ class ModelHost:
             if request.mode in ("verify", "infer"):
                 self._check_busy(request.mode)
             self._requests[request.id] = request
+            self.used_at = time.monotonic_ns()
             life = self._life if self._state == "up" else None
             request.life = life
         if life:
@@ -312,6 +337,7 @@ class ModelHost:
                 raise model_gone(self.id)
             number, pending = next_serial(), _Pending()
             life.calls[number] = pending
+            self.used_at = time.monotonic_ns()
         life.send(frame_of(number))
         return life, pending.result()
 
@@ -383,6 +409,7 @@ class ModelHost:
 
     def _forget(self, request: Request) -> None:
         """A request is over: only what its lookup found is kept."""
+        self.used_at = time.monotonic_ns()
         if not isinstance(request, Transfer) and request.mode != "verify":
             self.history.keep(past_of(request))
         with self._lock:
@@ -535,7 +562,7 @@ class ModelHost:
             if self._state == "gone":
                 return
             self._state = "up"
-            self.loaded_at = time.monotonic_ns()
+            self.loaded_at = self.used_at = time.monotonic_ns()
             waiting = [r for r in self._requests.values() if r.life is not life]
             for request in waiting:
                 request.life = life
@@ -556,7 +583,7 @@ class ModelHost:
             unloading = self._state == "gone"
             again = intact and not unloading and reason != "oom" and self._may_restart()
             if unloading:
-                reason = Atom("shutdown")
+                reason = self._reason
             self._state = "restarting" if again else "gone"
             self._phase = "idle"
             self._life = None
@@ -613,3 +640,20 @@ class ModelHost:
             self._requests.clear()
         for request in requests:
             self._fail(request, None, reason)
+
+
+def retire(hosts: Sequence[ModelHost]) -> bool:
+    """Take models out of use to make room, all of them or, if one is not idle, none.
+
+    Who comes to one of them from then on finds it unloaded.  Their processes are still to
+    be ended.
+    """
+    with contextlib.ExitStack() as locks:
+        for host in hosts:  # by one thread at a time, so in any order
+            locks.enter_context(host._lock)
+        if not all(host.idle for host in hosts):
+            return False
+        for host in hosts:
+            host._state, host._reason = "gone", EVICTED
+            host._changed.notify_all()
+    return True

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from erllama_py._cache.store import Cache
+from erllama_py._engine.budget import Budget
 from erllama_py._engine.caching import ModelCache
-from erllama_py._engine.ends import model_gone
+from erllama_py._engine.ends import model_evicted, model_gone
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.pressure import PressureScheduler, environment_config
 from erllama_py._engine.tiers import open_cache
@@ -30,6 +31,9 @@ from erllama_py.types import Atom, ModelPid, next_serial
 __all__ = ("Core", "Watcher", "core")
 
 SAVE_TIMEOUT = "evict_save_timeout_ms"
+
+REMEMBERED = 256
+"""Ids of evicted models, so that who asks for one hears what became of it."""
 
 Watcher = Callable[[str, str, ModelPid, Any], None]
 """Called with ("up" | "down", model id, pid, reason); must not block or raise."""
@@ -43,6 +47,9 @@ class Core:
         self._hosts: dict[str, ModelHost] = {}
         self._pids: dict[ModelPid, ModelHost] = {}
         self._watchers: list[Watcher] = []
+        self._evicted: dict[str, str] = {}
+        """For which model each was, newest last."""
+        self.budget = Budget(self._evict)
         self._cache: Cache | None = None
         self._pressure: PressureScheduler | None = None
         self._save_timeout_s = 0.0
@@ -90,8 +97,10 @@ class Core:
     def load(self, model_id: str | None, config: Mapping[str, Any]) -> str:
         """Load a model and return its id, made up where none is given.
 
-        :raises ErllamaError: ``already_loaded``, or why it does not load; the id stays
-            usable.
+        Idle models are evicted where their memory is needed (see ``Budget``).
+
+        :raises ErllamaError: ``already_loaded``, ``{no_memory, Numbers}``, or why it does
+            not load; the id stays usable.
         """
         parsed = parse_load(config)
         _ = self.pressure  # enabled by the environment, it is needed from the first model on
@@ -112,8 +121,11 @@ class Core:
                     "unload it first, or choose another id",
                 )
             self._hosts[name] = host
+            self._evicted.pop(name, None)
         try:
+            self.budget.admit(host)
             host.load()
+            self.budget.settle(host)
         except BaseException:
             # An interrupt included: the half-loaded process must not stay behind.
             host.unload()
@@ -133,8 +145,22 @@ class Core:
             if isinstance(model, ModelPid):
                 return
             raise ErllamaError("not_found", f"no model {model!r} is loaded") from None
-        self._gone(host)
-        host.unload(self._save_timeout_s)
+        self._forget(host)
+        try:
+            host.unload(self._save_timeout_s)
+        finally:
+            self.budget.release(host)
+
+    def _evict(self, host: ModelHost, successor: str) -> None:
+        """End a model that is out of use already; its id is free."""
+        self._forget(host)
+        with self._lock:
+            if host.id not in self._hosts:  # or else loaded again meanwhile
+                self._evicted[host.id] = successor
+                while len(self._evicted) > REMEMBERED:
+                    del self._evicted[next(iter(self._evicted))]
+        logging.getLogger(__name__).info("model %s makes room for %s", host.id, successor)
+        host.end_retired()
 
     def save_live(self, model: Any, reason: str) -> None:
         """Save the contexts of a model's running requests, as ``evict`` or ``shutdown``.
@@ -175,7 +201,12 @@ class Core:
             return host
         host = self.find(id_text(model))
         if host is None:
-            raise model_gone(id_text(model))
+            successor = self._evicted.get(id_text(model))
+            raise (
+                model_evicted(id_text(model), successor)
+                if successor
+                else model_gone(id_text(model))
+            )
         return host
 
     def hosts(self) -> list[ModelHost]:
@@ -210,6 +241,11 @@ class Core:
         self._tell("down", host, pid, reason)
 
     def _gone(self, host: ModelHost) -> None:
+        self._forget(host)
+        self.budget.release(host)
+
+    def _forget(self, host: ModelHost) -> None:
+        """Its id is free from now on; its process may still have to end."""
         host.cache.close()
         with self._lock:
             if self._hosts.get(host.id) is host:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ __all__ = ("DEFAULTS", "POLICY_KEYS", "CacheSettings", "Environment", "Setting",
 
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_NUMBER: Final = 1 << 62
+_SIZE: Final = re.compile(r"([0-9]+) ?(?:([KMGT])(?:I?B)?)?", re.IGNORECASE)
+_SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Setting(NamedTuple):
@@ -208,11 +211,13 @@ def _length(value: Any) -> int:
 
 
 def _size(value: Any) -> int:
-    """Read a number of bytes: 1048576, ``512M``."""
+    """Read a number of bytes: 1048576, ``512M``, ``8GB``."""
     if not isinstance(value, str):
         return _count(0)(value)
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(value[-1:].upper(), 1)
-    return _count(0)(value if scale == 1 else value[:-1]) * scale
+    found = _SIZE.fullmatch(value)
+    if found is None:
+        raise ValueError(value)
+    return _count(0)(found[1]) << _SHIFTS[(found[2] or "").upper()]
 
 
 def _flag(value: Any) -> bool:
@@ -290,6 +295,7 @@ _KEYS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "tiers": (_tiers, 'a list such as [{"backend": "ram", "quota_mb": 4096}]'),
     "scheduler": (_table, 'a map such as {"enabled": true, "pressure_source": "system"}'),
     "writer_max_concurrent": _FROM_1,
+    "model_memory_bytes": _BYTES,
     "cache.ram": _BYTES,
     "cache.disk": _BYTES,
     "cache.dir": _PLACE,

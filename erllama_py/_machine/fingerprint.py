@@ -44,7 +44,7 @@ from erllama_py._machine.gguf import GgufError, read_layout
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-__all__ = ("MODES", "Facts", "Fingerprint", "facts_of", "identify", "whole")
+__all__ = ("MODES", "Facts", "Fingerprint", "facts_of", "identify", "parts_of", "whole")
 
 MODES: Final = ("safe", "gguf_chunked", "fast_unsafe")
 
@@ -81,7 +81,7 @@ def facts_of(path: str | Path) -> Facts:
     :raises OSError: missing, or no file: a pipe would never end.
     """
     facts = []
-    for part in _parts(Path(os.path.realpath(path))):
+    for part in parts_of(Path(os.path.realpath(path))):
         status = part.stat()
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is not a file")
@@ -211,7 +211,7 @@ def _hash_spans(file: BinaryIO, spans: list[tuple[int, int]], hasher: _Hash) -> 
             hasher.update(os.pread(descriptor, min(_PIECE, end - at), at))
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
     """Return the files of a model; those of a split one that are missing are left out.
 
     That they are is for the engine to say, which knows what it needs.

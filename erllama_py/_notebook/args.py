@@ -173,6 +173,7 @@ COMMANDS: Final = {
                 Option(("--n-ctx",), "tokens of context", "N", _whole(1)),
                 Option(("--slots",), "requests at a time", "N", _whole(1, 255)),
                 Option(("--threads",), "processor threads", "N", _whole(1, 1024)),
+                Option(("--keep",), "not to be evicted to make room for another"),
                 _EXACTNESS_OPTION,
             ),
         ),

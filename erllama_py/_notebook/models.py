@@ -120,6 +120,7 @@ def _load_config(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "context_opts": {key: value for key, value in context.items() if value is not None},
         "context_size": arguments.n_ctx,
         "exactness": arguments.exactness,
+        "keep": arguments.keep or None,
     }
     return model_id, {key: value for key, value in config.items() if value is not None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from erllama_py._engine.budget import model_memory_limit
 from erllama_py._engine.device_memory import device_memory
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.registry import Watcher, core, id_text
@@ -22,6 +23,7 @@ __all__ = (
     "find_models",
     "list_models",
     "model_info",
+    "model_memory",
     "models",
     "resolve_model",
     "shutdown",
@@ -164,6 +166,22 @@ def vram_info() -> dict[str, int]:
     if not total:
         raise ErllamaError("no_gpu", "the engine sees no device but the CPU")
     return {"total_b": total, "free_b": free, "used_b": max(total - free, 0)}
+
+
+def model_memory() -> dict[str, Any]:
+    """Return what the models of this process take of memory, in bytes.
+
+    :return: ``limit``, that of ``model_memory_bytes``, or None; ``used``, by all of them;
+        and ``models``: for each id ``weights``, ``context`` and ``compute``, as the engine
+        made them, or, while it loads and with a limit, as its file was estimated.
+    :raises ErllamaError: the environment sets what cannot be.
+    """
+    charges = core().budget.charges
+    return {
+        "limit": model_memory_limit(),
+        "used": sum(charge.total for charge in charges.values()),
+        "models": {model_id: charge._asdict() for model_id, charge in charges.items()},
+    }
 
 
 def watch(watcher: Watcher) -> Callable[[], None]:

@@ -26,6 +26,7 @@ __all__ = ("node",)
     metavar="[ID=]MODEL",
     help="Load a known name or GGUF file, under ID or its own name.  Repeatable.",
 )
+@click.option("--keep", is_flag=True, help="Models of --load never make room for others.")
 @click.option("--slots", default=4, show_default=True, help="Sequences of each model.")
 @click.option("--n-ctx", default=0, help="Context cells; 0: the training length, at most 4096.")
 @click.option("--visible", is_flag=True, help="Show up in nodes() of peers.")
@@ -43,6 +44,7 @@ def node(
     cookie: str | None,
     cookie_file: Path | None,
     loads: tuple[str, ...],
+    keep: bool,
     slots: int,
     n_ctx: int,
     visible: bool,
@@ -63,7 +65,7 @@ def node(
         with running_node(
             name, cookie=secret, hidden=not visible, listen_host=listen, port=port, roots=roots
         ) as served:
-            ids = [load_for_node(entry, slots, n_ctx) for entry in loads]
+            ids = [load_for_node(entry, slots, n_ctx, keep=keep) for entry in loads]
             click.echo(f"{served} is up" + (f" and serves {', '.join(ids)}" if ids else ""))
             source = pasting.cookie_source(cookie, cookie_file)
             for line in pasting.lines(served, source, ids[0] if ids else None):

@@ -39,12 +39,17 @@ def running_node(name: str, *, roots: Sequence[Path], **options: Any) -> Iterato
         served.stop()
 
 
-def load_for_node(entry: str, slots: int, n_ctx: int) -> str:
+def load_for_node(entry: str, slots: int, n_ctx: int, *, keep: bool) -> str:
     """Load ``[ID=]MODEL`` and return the id it serves under."""
     model_id, _, path = entry.rpartition("=")
     context = {"n_seq_max": slots, "n_ctx": n_ctx}
     with Progress(lambda: f"loading {path}"):
         return api.load_model(
             model_id or Path(path).stem,
-            {"model_path": path, "policy": EVERYDAY_POLICY, "context_opts": context},
+            {
+                "model_path": path,
+                "policy": EVERYDAY_POLICY,
+                "context_opts": context,
+                "keep": keep,
+            },
         )
