@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
-from erl_bridge.etf import Pid
+import anyio.to_thread
+
+from erl_bridge.etf import Atom, Pid
 from erl_bridge.runtime import GenHandler, Node, Process
 from erllama_py import api
 from erllama_py.types import ModelPid
 
 __all__ = ("ModelProcesses",)
 
+_NORMAL: Final = Atom("normal")
+
 
 class ModelProcesses:
     """One process of the node for each life of a model process.
 
     A peer's monitor fires, and its link breaks, when that life ends: on unload with
-    ``shutdown``, after a crash with what ended it.
+    ``shutdown``, after a crash with what ended it.  ``exit(Pid, Reason)`` of a peer unloads
+    the model, unless the reason is ``normal``: so a supervisor that started one ends it.
 
     :param handler_of: what a model's process serves as ``gen_server`` calls.
     :param reason_term: the term of an exit reason.
@@ -69,7 +74,20 @@ class ModelProcesses:
         with self._lock:
             process = self._by_model.get(model)
             if process is None:
-                process = self._node.spawn_process(handler=self._handler_of(model))
+                process = self._node.spawn_process(
+                    handler=self._handler_of(model),
+                    on_exit_request=lambda _, reason: self._asked(model, reason),
+                )
                 self._by_model[model] = process
                 self._by_pid[process.pid] = model
             return process
+
+    def _asked(self, model: ModelPid, reason: Any) -> None:
+        """Hear ``exit/2``; what comes of it is told as any end of a model is."""
+        if reason is not _NORMAL:
+            self._node.start_task(_unloaded(model))
+
+
+async def _unloaded(model: ModelPid) -> None:
+    # By its pid: where that life has ended, and another has begun, nothing happens.
+    await anyio.to_thread.run_sync(api.unload, model)

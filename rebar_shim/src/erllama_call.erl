@@ -9,19 +9,24 @@
 %%   exit(R)          exit:{exception, R}                exit:R
 %%   error(R)         error:{exception, R, Stack}        error:R with that stack
 %%   lost node        error:{erpc, noconnection}         exit:{nodedown, Node}
-%%   not started      -                                  exit:{noproc, {erllama, F, Args}}
+%%   not started      -                                  exit:{noproc, {M, F, Args}}
 %%
 %% There is no time limit, as there is none in the original.  When the calling process
 %% ends, the node sees it and cancels what runs for it.
 -module(erllama_call).
 
--export([call/2, cast/2]).
+-export([call/2, call/3, cast/2, linked/3]).
 
+%% Call a function of erllama.
 -spec call(atom(), [term()]) -> term().
 call(Function, Args) ->
-    Node = target(Function, Args),
+    call(erllama, Function, Args).
+
+-spec call(module(), atom(), [term()]) -> term().
+call(Module, Function, Args) ->
+    Node = target(Module, Function, Args),
     try
-        erpc:call(Node, erllama, Function, Args, infinity)
+        erpc:call(Node, Module, Function, Args, infinity)
     catch
         exit:{exception, Reason} ->
             exit(Reason);
@@ -32,16 +37,27 @@ call(Function, Args) ->
         error:{erpc, noconnection} ->
             exit({nodedown, Node});
         error:{erpc, Reason} ->
-            exit({Reason, {erllama, Function, Args}})
+            exit({Reason, {Module, Function, Args}})
     end.
 
-%% Ask for something without waiting for it; a lost node is no error.
+%% Ask erllama for something without waiting for it; a lost node is no error.
 -spec cast(atom(), [term()]) -> ok.
 cast(Function, Args) ->
-    erpc:cast(target(Function, Args), erllama, Function, Args).
+    erpc:cast(target(erllama, Function, Args), erllama, Function, Args).
 
-target(Function, Args) ->
+%% Call a start_link: what it started is linked to the caller, as a supervisor expects.
+-spec linked(module(), atom(), [term()]) -> term().
+linked(Module, Function, Args) ->
+    case call(Module, Function, Args) of
+        {ok, Pid} ->
+            true = link(Pid),
+            {ok, Pid};
+        Refused ->
+            Refused
+    end.
+
+target(Module, Function, Args) ->
     case erllama_link:target() of
-        undefined -> exit({noproc, {erllama, Function, Args}});
+        undefined -> exit({noproc, {Module, Function, Args}});
         Node -> Node
     end.

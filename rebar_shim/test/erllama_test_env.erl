@@ -1,8 +1,9 @@
 %% Where the live node for the tests is: named by environment variables.
 -module(erllama_test_env).
+-behaviour(supervisor).
 
 -export([cookie/0, drain/0, host/0, model/0, node_name/0, start/0, start/1, stop/1, stub/2]).
--export([collect/1]).
+-export([collect/1, init/1, until/1]).
 
 %% Start the application as a release would, from its environment.
 start() ->
@@ -54,6 +55,24 @@ collect(Ref) ->
         {Kind, Ref, _} = Message when Kind =:= erllama_done; Kind =:= erllama_error -> [Message];
         Message when element(2, Message) =:= Ref -> [Message | collect(Ref)]
     after 20000 -> [timeout]
+    end.
+
+%% The supervisor of some tests: it has the children it is given.
+init(Children) ->
+    {ok, {#{intensity => 3, period => 5}, Children}}.
+
+%% Ask until the answer is not false, and return it.
+until(Ask) ->
+    until(Ask, erlang:monotonic_time(millisecond) + 10000).
+
+until(Ask, Deadline) ->
+    case Ask() of
+        false ->
+            true = erlang:monotonic_time(millisecond) < Deadline,
+            timer:sleep(5),
+            until(Ask, Deadline);
+        Answer ->
+            Answer
     end.
 
 drain() ->

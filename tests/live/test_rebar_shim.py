@@ -17,13 +17,14 @@ import pytest
 from erl_bridge.service import ErllamaNode
 from erl_bridge.service.heads import FUNCTIONS
 from erllama_py import api
+from rebar_shim.regenerate import tables
 from tests.live.erlnode import COOKIE, ErlNode, unique_name
 from tests.models import smollm2_path
 from tests.waiting import wait_for
 
 SHIM = Path(__file__).resolve().parents[2] / "rebar_shim"
 BEAMS = "_build/check/lib/erllama/ebin"
-EUNIT_MODULES = "[erllama_tests, erllama_link_tests, erllama_example_tests]"
+EUNIT_MODULES = "[erllama_tests, erllama_link_tests, erllama_example_tests, erllama_modules_tests]"
 CONTEXT_KEY = b"llama.context_length"
 SHORT_CONTEXT = 256
 
@@ -185,6 +186,15 @@ class TestOnBothReleases:
         )
         expected = ",".join(f"{{{name},{arity}}}" for name, arity in sorted(FUNCTIONS))
         assert exports == f"[{expected}]"
+
+    def test_so_are_those_of_its_siblings(
+        self, peer: Callable[..., ErlNode], node: ErllamaNode
+    ) -> None:
+        vm = peer(node.name)
+        for module, functions in tables().items():
+            info = "[{module_info,0},{module_info,1}]"
+            exports = vm.eval(f"lists:sort({module}:module_info(exports)) -- {info}")
+            assert exports == "[" + ",".join(f"{{{name},{n}}}" for name, n in functions) + "]"
 
     def test_it_comes_back_with_the_node(self, peer: Callable[..., ErlNode]) -> None:
         name = unique_name("comes_back")
