@@ -52,6 +52,8 @@ class ErllamaNode:
         self._others = OtherModules(self.node, self._table, converter, self._streams, allowed)
         self._converter = converter
         self._models: ModelProcesses | None = None
+        self._connections = 0
+        self.node.watch_peers(self._count)
 
     @property
     def name(self) -> str:
@@ -62,6 +64,20 @@ class ErllamaNode:
     def running(self) -> bool:
         """True between :meth:`start` and :meth:`stop`."""
         return self._thread.running
+
+    def stats(self) -> dict[str, int]:
+        """Return ``peers`` now and ``connections`` so far, and ``streams`` of peers now.
+
+        Hidden peers count.  Any thread.
+        """
+        return {
+            "peers": len(self.node.nodes()),
+            "connections": self._connections,
+            "streams": len(self._streams.references()),
+        }
+
+    def _count(self, _peer: str, up: bool, _reason: str) -> None:
+        self._connections += up
 
     def start(self) -> None:
         """Listen and register; returns when peers can connect.

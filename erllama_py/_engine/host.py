@@ -65,6 +65,7 @@ from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
+from erllama_py._engine.tally import Tally
 from erllama_py._engine.transfer import Transfer
 from erllama_py._templates.render import render_request
 from erllama_py.config import LoadConfig
@@ -155,6 +156,7 @@ class ModelHost:
         self._requests: dict[int, Request] = {}
         self.history = History()
         """What the cache had for the requests that are over."""
+        self.tally = Tally()
         self.adapters = Adapters(self._adapt, config.model_path)
         self._ends: collections.deque[float] = collections.deque()
         self._phase = "idle"
@@ -318,6 +320,7 @@ class ModelHost:
             Done(request.id, "cancelled", None, b"", 0, 0, 0, saving=False), finish_key=None
         )
         self.history.keep(past_of(request))
+        self._add_up(request)
 
     def call(self, what: str, data: Any) -> Any:
         """Ask the model process something; waits while it is being restarted.
@@ -412,8 +415,13 @@ class ModelHost:
         self.used_at = time.monotonic_ns()
         if not isinstance(request, Transfer) and request.mode != "verify":
             self.history.keep(past_of(request))
+        self._add_up(request)
         with self._lock:
             self._requests.pop(request.id, None)
+
+    def _add_up(self, request: Request) -> None:
+        if not isinstance(request, Transfer):
+            self.tally.note(request)
 
     # -- observability: never crosses the model process --------------------------------------
 
@@ -562,6 +570,7 @@ class ModelHost:
             if self._state == "gone":
                 return
             self._state = "up"
+            self.tally.starts += 1
             self.loaded_at = self.used_at = time.monotonic_ns()
             waiting = [r for r in self._requests.values() if r.life is not life]
             for request in waiting:
@@ -626,12 +635,12 @@ class ModelHost:
         return len(self._ends) <= RESTARTS
 
     def _fail(self, request: Request, life: Life | None, reason: Any) -> None:
-        if request.over:
-            return
-        if request.mode == "infer":
-            request.on_error(stream_ended(self.id, reason))
-        else:
-            request.on_error(died(self.id, life.pid if life else None, reason, request.mode))
+        if not request.over:
+            if request.mode == "infer":
+                request.on_error(stream_ended(self.id, reason))
+            else:
+                request.on_error(died(self.id, life.pid if life else None, reason, request.mode))
+        self._add_up(request)
 
     def _fail_all(self, reason: Any) -> None:
         """End requests that wait for a life that will not come."""

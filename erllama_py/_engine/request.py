@@ -89,6 +89,9 @@ class Request:
         self.restore_ns: int | None = None
         """Reading, verifying and unpacking, most of it beside other work; None before."""
 
+        self.tallied = False
+        """Whether it is in the model's sums."""
+
         self._over = threading.Event()
         self.stats: dict[str, Any] | None = None
         self.result: dict[str, Any] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from erllama_py._engine.registry import core, id_text
 from erllama_py.api._asking import (
+    ModelArg,
     Tokens,
     token_array,
 )
@@ -17,6 +18,7 @@ __all__ = (
     "counters",
     "last_cache_hit",
     "list_cached_prefixes",
+    "model_totals",
     "pending_len",
     "phase",
     "queue_depth",
@@ -47,6 +49,29 @@ def last_cache_hit(model_id: str | bytes) -> dict[str, Any] | None:
     """Return ``kind`` and ``prefix_len`` of the latest admission, or ``None``."""
     host = core().find(id_text(model_id))
     return dict(host.last_hit) if host and host.last_hit else None
+
+
+def model_totals(model: ModelArg) -> dict[str, Any]:
+    """Return what a model has done since it was loaded.
+
+    ===================  ==============================================================
+    key                  value
+    ===================  ==============================================================
+    ``starts``           how often its process has come up: 1, and once for each crash
+    ``requests``         those that are over, by ``stop``, ``length``, ``cancelled``,
+                         ``error``
+    ``hits``             admissions by ``exact``, ``partial``, ``cold``
+    ``prompt_tokens``    of the prompts that were admitted, found and computed ones
+    ``restored_tokens``  of these, those found in the cache
+    ``generated_tokens`` of running requests, too
+    ``restores``         requests that had something restored, and ``restore_s`` seconds
+    ``prefill_s``        seconds, and ``generation_s``, of the requests that are over
+    ===================  ==============================================================
+
+    :raises ModelGone: unknown model.
+    """
+    host = core().host(model)
+    return host.tally.read(host.requests)
 
 
 def list_cached_prefixes(model_id: str | bytes, tokens: Tokens) -> int:

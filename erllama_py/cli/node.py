@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from erllama_py.cli.metering import metrics_address, served_metrics
+
 __all__ = ("node",)
 
 
@@ -33,6 +35,12 @@ __all__ = ("node",)
 @click.option("--listen", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, help="Port to listen on; 0: a free one.")
 @click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    callback=metrics_address,
+    help="Serve Prometheus metrics over HTTP; on loopback where no HOST is given.",
+)
+@click.option(
     "--root",
     "roots",
     multiple=True,
@@ -50,6 +58,7 @@ def node(
     visible: bool,
     listen: str,
     port: int,
+    metrics: tuple[str, int] | None,
     roots: tuple[Path, ...],
 ) -> None:
     """Serve models to Erlang and Elixir nodes until interrupted."""
@@ -62,13 +71,16 @@ def node(
     secret = cookie_file.read_text().strip() if cookie_file else cookie
     _end_on_sigterm()
     try:
-        with running_node(
-            name, cookie=secret, hidden=not visible, listen_host=listen, port=port, roots=roots
-        ) as served:
+        with (
+            running_node(
+                name, cookie=secret, hidden=not visible, listen_host=listen, port=port, roots=roots
+            ) as served,
+            served_metrics(metrics, served),
+        ):
             ids = [load_for_node(entry, slots, n_ctx, keep=keep) for entry in loads]
-            click.echo(f"{served} is up" + (f" and serves {', '.join(ids)}" if ids else ""))
+            click.echo(f"{served.name} is up" + (f" and serves {', '.join(ids)}" if ids else ""))
             source = pasting.cookie_source(cookie, cookie_file)
-            for line in pasting.lines(served, source, ids[0] if ids else None):
+            for line in pasting.lines(served.name, source, ids[0] if ids else None):
                 click.echo(line)
             click.echo("Ctrl-C ends it.")
             while True:  # signal.pause() sleeps through a Ctrl-C that comes just before it

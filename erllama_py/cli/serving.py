@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +13,15 @@ from erllama_py import api
 from erllama_py.cli.progress import Progress
 from erllama_py.config import EVERYDAY_POLICY
 
+if TYPE_CHECKING:
+    from erl_bridge.service import ErllamaNode
+
 __all__ = ("load_for_node", "running_node")
 
 
 @contextlib.contextmanager
-def running_node(name: str, *, roots: Sequence[Path], **options: Any) -> Iterator[str]:
-    """Run a node for the length of a ``with`` block; yield its full name.
+def running_node(name: str, *, roots: Sequence[Path], **options: Any) -> Iterator[ErllamaNode]:
+    """Run a node for the length of a ``with`` block.
 
     :raises click.ClickException: it cannot start.
     """
@@ -34,7 +37,7 @@ def running_node(name: str, *, roots: Sequence[Path], **options: Any) -> Iterato
         where = f"{options.get('listen_host')}:{options.get('port')}"
         raise click.ClickException(f"cannot listen on {where}: {error.strerror}") from error
     try:
-        yield served.name
+        yield served
     finally:
         served.stop()
 

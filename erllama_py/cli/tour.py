@@ -75,7 +75,8 @@ def _from_erlang(model: str) -> None:
         return
     cookie = secrets.token_hex(8)
     suffix = secrets.token_hex(3)
-    with running_node(f"erllama_demo_{suffix}", roots=[Path.cwd()], cookie=cookie) as node:
+    with running_node(f"erllama_demo_{suffix}", roots=[Path.cwd()], cookie=cookie) as served:
+        node = served.name
         # Another beginning, so that nothing of it is cached.
         prompt = _prompt(model, "From the Erlang side. ")
         click.echo(f"\nthe same from Erlang, by rpc:call to {node}:")

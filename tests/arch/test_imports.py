@@ -49,6 +49,8 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "ipywidgets": ("erllama_py._notebook.*",),
     "anywidget": ("erllama_py._notebook.*",),
     "traitlets": ("erllama_py._notebook.*",),
+    # Metrics are an extra, too.
+    "prometheus_client": ("erllama_py.metrics",),
     # Chat templates come from model files: one place renders them, sandboxed.
     "jinja2": ("erllama_py._templates.*",),
     # Our own parts.
@@ -98,6 +100,7 @@ ONLY_LAZILY = (
     (("erllama_py.*",), "erl_bridge"),
     (("erllama_py",), "erllama_py._notebook"),
     (("erllama_py",), "IPython"),
+    (("erllama_py.*", "erl_bridge.*"), "erllama_py.metrics"),
 )
 
 SERVICE_MAY_USE = (
