@@ -124,6 +124,7 @@ def test_all_twenty_counters_are_there(scrape) -> None:
     assert covered == set(NAMES)
     with stub_model(fingerprint=b"c" * 32) as model:
         api.prefill_only(model, range(100, 300))
+        wait_for(lambda: not core().host(model).requests)
         counters, seen = api.counters(), scrape()
         for counter, (name, labels) in metrics._CACHE_COUNTS.items():
             value = counters[counter] / (1e9 if counter.endswith("_ns") else 1)
