@@ -14,6 +14,7 @@ taken out of use keeps it, one that comes after finds it unloaded.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -46,8 +47,8 @@ def model_memory_limit() -> int | None:
 class Budget:
     """The charges of one core's models.
 
-    :param evict: ends a model that was taken out of use: the model, and the id of that
-        for which it makes room.
+    :param evict: frees the id of a model that was taken out of use: the model, and the id
+        of that for which it makes room.
     """
 
     def __init__(self, evict: Callable[[ModelHost, str], None]) -> None:
@@ -119,9 +120,16 @@ class Budget:
                 raise self._refusal(host, need, limit, idle)
             if not retire(victims):
                 continue  # one of them has got a request since
-            for victim in victims:
-                self._evict(victim, host.id)
-                self.release(victim)
+            # Both for all of them, whatever happens to one: nothing half gone may stay.
+            with contextlib.ExitStack() as ending:
+                for victim in victims:
+                    ending.callback(self._ended, victim)
+                for victim in victims:
+                    self._evict(victim, host.id)
+
+    def _ended(self, victim: ModelHost) -> None:
+        victim.end_retired()
+        self.release(victim)
 
     def _choose(self, idle: Sequence[ModelHost], missing: int) -> list[ModelHost] | None:
         """Return the first models that free enough; None: all together do not."""

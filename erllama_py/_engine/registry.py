@@ -152,7 +152,7 @@ class Core:
             self.budget.release(host)
 
     def _evict(self, host: ModelHost, successor: str) -> None:
-        """End a model that is out of use already; its id is free."""
+        """Free the id of a model that is out of use already; its process ends next."""
         self._forget(host)
         with self._lock:
             if host.id not in self._hosts:  # or else loaded again meanwhile
@@ -160,7 +160,6 @@ class Core:
                 while len(self._evicted) > REMEMBERED:
                     del self._evicted[next(iter(self._evicted))]
         logging.getLogger(__name__).info("model %s makes room for %s", host.id, successor)
-        host.end_retired()
 
     def save_live(self, model: Any, reason: str) -> None:
         """Save the contexts of a model's running requests, as ``evict`` or ``shutdown``.

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -227,6 +228,26 @@ class TestRaces:
         assert next(streams[0]).kind == "token"
         api.cancel(streams[0].ref)
         assert record(streams[0])[-1].kind == "done"
+
+
+    def test_an_interrupted_eviction_leaves_nothing_half_gone(self, models, monkeypatch) -> None:
+        """Ctrl-C in a notebook, while a load makes room."""
+        for name in "ab":
+            loaded(models, name, 40, in_process=False)
+        pids = [core().host(name).os_pid for name in "ab"]
+
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(core().budget, "_evict", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loaded(models, "c", 100)
+        monkeypatch.undo()
+        wait_for(lambda: ids() == set())
+        assert api.model_memory()["models"] == {}
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+        for name in "abc":
+            loaded(models, name, 40)
 
 
 class TestAfterTheLoad:
