@@ -77,6 +77,9 @@ def model_totals(model: ModelArg) -> dict[str, Any]:
 def list_cached_prefixes(model_id: str | bytes, tokens: Tokens) -> int:
     """Return how many leading tokens of a prompt the next admission would find cached.
 
+    What follows a reply counts once it is stored, a moment after the reply was sent; an
+    admission waits for it.
+
     :raises ErllamaError: ``model_not_loaded``.
     """
     prompt = token_array(tokens)

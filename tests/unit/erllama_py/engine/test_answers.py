@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from erllama_py._engine import device_memory, ends
 from erllama_py._engine.frames import Closed
 from erllama_py._engine.registry import core
 from erllama_py.api import _models
+from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.errors import ErllamaError
 from erllama_py.testing import record, stub_model
 from erllama_py.types import Atom
@@ -90,6 +92,28 @@ def test_each_admission_moves_one_counter() -> None:
         resumed = {"parent_key": keys[0], "response_tokens": 1}
         assert moved(lambda: record(api.infer(model, [*prompt, 8], resumed))) == [0, 0, 0, 1]
         assert api.counters()["load_total_ns"] > before
+
+
+@pytest.mark.parametrize("whole_rows", [False, True])
+@pytest.mark.parametrize("least", [16, 100])
+def test_a_probe_tells_what_the_next_admission_finds(whole_rows: bool, least: int) -> None:
+    """Of prompts that share heads of any length, with each other and with replies."""
+    random = Random(least)
+    contexts = [[random.randrange(5000) for _ in range(250)]]
+    policy = {**EVERYDAY_POLICY, "min_tokens": least, "cold_min_tokens": least}
+    stub_opts = {"step_delay_ms": 1, "whole_rows": whole_rows}
+    with stub_model(stub_opts=stub_opts, policy=policy) as model:
+        for _ in range(12):
+            head = random.choice(contexts)
+            head = head[: random.choice([len(head), len(head) - 1, random.randint(1, len(head))])]
+            prompt = [*head, *(random.randrange(5000) for _ in range(random.choice([0, 1, 30])))]
+            expected = api.list_cached_prefixes(model, prompt)
+            events = record(api.infer(model, prompt, {"response_tokens": random.choice([0, 1, 4])}))
+            assert events[-1].stats is not None
+            assert events[-1].stats["prefix_len"] == expected
+            said = [event.token_id for event in events if event.token_id is not None]
+            contexts.append([*prompt, *said])
+            wait_for(lambda: not core().host(model).requests)
 
 
 # -- loads --------------------------------------------------------------------------------
