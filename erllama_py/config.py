@@ -27,7 +27,7 @@ from erllama_py._machine.environment import Environment, Setting
 from erllama_py._machine.fingerprint import MODES
 from erllama_py._machine.gguf import GgufError, bits_of, quantisation
 from erllama_py.errors import BadCall, ErllamaError
-from erllama_py.types import Atom
+from erllama_py.types import Atom, SessionKey, session_key
 
 __all__ = (
     "EVERYDAY_POLICY",
@@ -38,6 +38,7 @@ __all__ = (
     "invalid",
     "parse_load",
     "parse_request",
+    "parse_session",
     "policy_settings",
 )
 
@@ -114,6 +115,7 @@ class RequestOptions(msgspec.Struct, frozen=True):
 
     generate: GenerateOptions
     parent_key: bytes | None
+    session: SessionKey | None = None
 
 
 def invalid(key: str, value: Any, expected: str) -> ErllamaError:
@@ -202,7 +204,23 @@ def parse_request(
             bit=exact == "bit",
         ),
         _digest(given, "parent_key"),
+        parse_session(options.get("session_id", options.get(b"session_id"))),
     )
+
+
+def parse_session(value: Any) -> SessionKey | None:
+    """Return the key of a ``session_id``; ``None`` where none was given.
+
+    Its value may be any but ``undefined``; a text of that name is one.
+
+    :raises ErllamaError: ``{invalid, session_id, Value}``.
+    """
+    if value is None or (isinstance(value, Atom) and value in ("undefined", "nil")):
+        return None
+    try:
+        return session_key(value)
+    except TypeError:
+        raise invalid("session_id", value, "a value that can be a key of a dict") from None
 
 
 def environment() -> list[Setting]:

@@ -9,11 +9,12 @@ distribution node still knows an atom from a text.
 from __future__ import annotations
 
 import itertools
-from typing import Any, Final
+from collections.abc import Hashable, Mapping
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-__all__ = ("Atom", "Event", "ModelPid", "Ref", "text_of")
+__all__ = ("Atom", "Event", "ModelPid", "Ref", "SessionKey", "session_key", "text_of")
 
 
 class Atom(str):
@@ -46,6 +47,56 @@ _serials: Final = itertools.count(1)
 def next_serial() -> int:
     """Return a number that no pid or reference of this process has had."""
     return next(_serials)
+
+
+class SessionKey(NamedTuple):
+    """What a ``session_id`` is equal by: as ``=:=`` does, 1 is neither 1.0 nor true."""
+
+    kind: type
+    value: Hashable
+
+    def term(self) -> Any:
+        """Return a value with this key."""
+        value: Any = self.value
+        if self.kind in (tuple, list):
+            return self.kind(item.term() for item in value)
+        if self.kind is dict:
+            return {_hashable(key.term()): item.term() for key, item in value}
+        return text_of(value) if self.kind is bytes else value
+
+
+def session_key(value: Any) -> SessionKey:
+    """Return the key of a ``session_id``.
+
+    Any hashable value has one, and so have lists and dicts.  A ``str`` is the binary that it
+    is in Erlang.
+
+    :raises TypeError: a value that cannot be told from others.
+    """
+    match value:
+        case SessionKey():
+            return value
+        case Atom():
+            return SessionKey(Atom, value)
+        case str():
+            return SessionKey(bytes, value.encode("utf-8", "surrogateescape"))
+        case tuple() | list():
+            kind = tuple if isinstance(value, tuple) else list
+            return SessionKey(kind, tuple(map(session_key, value)))
+        case Mapping():
+            pairs = ((session_key(key), session_key(item)) for key, item in value.items())
+            return SessionKey(dict, frozenset(pairs))
+    hash(value)
+    return SessionKey(type(value), value)
+
+
+def _hashable(value: Any) -> Any:
+    """Return a value, or its key where it can be no key of a dict itself."""
+    try:
+        hash(value)
+    except TypeError:
+        return session_key(value)
+    return value
 
 
 class Event(msgspec.Struct, frozen=True):

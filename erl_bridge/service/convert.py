@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from erl_bridge.etf import Atom, Map, Pid
+from erl_bridge.service.sessions import session_of
 from erllama_py import types
 from erllama_py.types import ModelPid
 
 __all__ = ("Converter", "NotAModel", "bytes_of", "chat_request")
 
 _STATS = Atom("stats")
+_SESSION_ID = Atom("session_id")
 
 PYTHON_ONLY = frozenset({"exactness", "prefix_len", "tier"})
 """Keys of stats that the original's maps do not have."""
@@ -72,10 +74,21 @@ class Converter:
                 return model
             case "any" | "map":
                 return self.to_python(term)
+            case "options":
+                return self._options(term)
+            case "session":
+                return session_of(term)
             case _:
                 # Tokens too: an atom among them must not become a Python truth value,
                 # which would count as a number.
                 return term
+
+    def _options(self, term: Any) -> Any:
+        """Return the options of a request; their ``session_id`` may be any term."""
+        options = self.to_python(term)
+        if "session_id" in options:
+            options["session_id"] = session_of(term.get(_SESSION_ID))
+        return options
 
     def to_python(self, term: Any) -> Any:
         """Return the façade's form of a term."""
@@ -131,7 +144,7 @@ class Converter:
         return self.to_term({k: v for k, v in value.items() if k not in PYTHON_ONLY})
 
     def result(self, value: dict[str, Any]) -> Any:
-        """Return the map of complete/3 or prefill_only/2."""
+        """Return the map of complete/3 or prefill_only/3."""
         if "stats" in value:
             return {**self.to_term({**value, "stats": None}), _STATS: self.stats(value["stats"])}
         return self.to_term(value)

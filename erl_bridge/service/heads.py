@@ -29,6 +29,8 @@ _TAKES: Final[Mapping[Kind, Callable[[Any], bool]]] = {
     "tokens": lambda term: type(term) is list,
     "none": lambda term: type(term) is list and not term,
     "map": lambda term: isinstance(term, (dict, Map)),
+    "options": lambda term: isinstance(term, (dict, Map)),
+    "session": lambda _: True,
     "pid": lambda term: isinstance(term, Pid),
     "ref": lambda term: isinstance(term, Reference),
     "number": lambda term: type(term) in (int, float),
@@ -45,9 +47,10 @@ HEADS: Final[Mapping[str, tuple[tuple[Kind, ...], ...]]] = {
     "status": (("model",),),
     "evict": (("model",),),
     "shutdown": (("model",),),
-    "complete": (("model", "text"), ("model", "text", "map")),
-    "prefill_only": (("model", "tokens"),),
-    "infer": (("model", "tokens", "map", "pid"),),
+    "complete": (("model", "text"), ("model", "text", "options")),
+    "prefill_only": (("model", "tokens"), ("model", "tokens", "options")),
+    "end_session": (("model", "session"),),
+    "infer": (("model", "tokens", "options", "pid"),),
     "cancel": (("ref",),),
     "tokenize": (("model", "text"),),
     "detokenize": (("model", "tokens"),),
@@ -67,12 +70,14 @@ HEADS: Final[Mapping[str, tuple[tuple[Kind, ...], ...]]] = {
     "counters": ((),),
     "vram_info": ((),),
 }
-"""Each function's clauses, as the kinds of their arguments in erllama 0.3.0."""
+"""Each function's clauses, as the kinds of their arguments in erllama 0.3.0.
+
+``prefill_only/3`` and ``end_session/2`` are of 0.5.0."""
 
 FUNCTIONS: Final = frozenset(
     (name, len(clause)) for name, clauses in HEADS.items() for clause in clauses
 )
-"""Every function of ``erllama``, as (name, arity): all 33 exports."""
+"""Every function of ``erllama``, as (name, arity): the 33 exports of 0.3.0, and two more."""
 
 
 def head_of(function: str, args: list[Any]) -> tuple[Kind, ...] | None:

@@ -74,6 +74,7 @@ _CALLS: Final[dict[tuple[str, int], Function]] = {
 _PLAIN: Final[dict[tuple[str, int], Function]] = {
     ("unload", 1): api.unload,
     ("unload_model", 1): api.unload_model,
+    ("end_session", 2): api.end_session,
     ("evict", 1): api.evict,
     ("shutdown", 1): api.shutdown,
     ("verify", 4): lambda *args: (types.Atom("ok"), *api.verify(*args)),

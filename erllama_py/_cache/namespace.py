@@ -389,6 +389,13 @@ class Namespace:
             found = Found("cold", 0, 0, (), None, None, self.space.root, None)
             return Lease(self, tokens, want, found, counted=False)
 
+    def go_on(self, tokens: bytes, want: Want) -> Lease:
+        """Return a lease to add to what there is of a prompt; nothing is looked up for it."""
+        with self.shared.lock:
+            tip = walk(self.space.root, tokens, want.loosely, self.shared.index.block).tip
+            found = Found("cold", 0, 0, (), None, None, tip, None)
+            return Lease(self, tokens, want, found, counted=False)
+
     # -- sequences in one piece ---------------------------------------------------------
 
     def add_whole(

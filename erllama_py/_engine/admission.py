@@ -7,6 +7,10 @@ cells are free; parked sequences make room for it.  Four rules shape that:
   nothing is admitted beside it.
 * *One head, one prefill*: what another job is just prefilling is waited for, not
   prefilled twice.
+* A request whose *session* has its sequence in the context goes on in that, and needs no
+  slot but its own.  So it overtakes one that waits for its head.  It overtakes nobody else:
+  who waits for cells, or for all others to drain, would wait for ever behind a session that
+  never pauses.
 * A context computes with one set of adapters at a time: a request with another than the
   running ones waits for them to drain.
 * While slots only *close* (their replies are out, and a last token and a row remain to
@@ -68,6 +72,13 @@ class Admission(Resuming):
             self._drop_all_parked()
         self._adapters.change(adapters, tried=idle)
 
+    def end_session(self, session: int) -> None:
+        """Keep nothing for a session any more; its number is not used again."""
+        self._slots.end(session)
+        for job in self._jobs.values():
+            if job.session == session:
+                job.session = 0
+
     # -- every tick --------------------------------------------------------------------------
 
     def _end_cancelled(self) -> None:
@@ -78,7 +89,7 @@ class Admission(Resuming):
                 self._fail(job, "cancelled", "")
                 continue
             job.begin(time.monotonic())
-            self._admit(job, "cold", 0)
+            self._admit(job, "sticky" if job.held else "cold", job.held)
             self._finish(job, "cancelled")
         self._cancelled.clear()
 
@@ -87,9 +98,29 @@ class Admission(Resuming):
             self._free_adapters()
         for job in [one for one in self._queue if one.stage is Stage.CLOSING]:
             self._end_repeat(job)
+        self._end_diverged()
         while self._queue and self._may_start(self._queue[0]):
             self._start(self._queue.popleft())
+        if self._queue and self._queue[0].awaits is not None:
+            for job in [one for one in self._queue if self._slots.goes_on(one)]:
+                if self._may_start(job):
+                    self._queue.remove(job)
+                    self._start(job)
         self._ask_early()
+
+    def _end_diverged(self) -> None:
+        """Let go of sessions whose next request cannot go on in their sequence."""
+        for job in self._queue:
+            if self._slots.kept(job.session) and not self._slots.goes_on(job):
+                self._slots.end(job.session)
+
+    def _follows(self, job: Job) -> bool:
+        """Whether the request of its session before it has something left to store."""
+        return bool(job.session) and any(
+            one.session == job.session and one.stage is Stage.CLOSING
+            for one in self._jobs.values()
+            if one is not job
+        )
 
     def _free_adapters(self) -> None:
         """Free adapters that were detached, once no request uses them."""
@@ -104,6 +135,8 @@ class Admission(Resuming):
     def _may_start(self, job: Job) -> bool:
         active = self._slots.active()
         if not self._slots.free or any(one.options.bit for one in active):
+            return False
+        if job.stage is not Stage.CLOSING and self._follows(job):
             return False
         if active and all(one.stage is Stage.CLOSING for one in active):
             # Each is a step from its end.  Beside them a request would have other last bits
@@ -151,6 +184,8 @@ class Admission(Resuming):
         """
         if job.options.bit or not job.cached or job.stage is not Stage.QUEUED:
             return False
+        if self._slots.goes_on(job):
+            return False
         if job.awaits is None:
             job.awaits = self._head_in_progress(job, active)
         if job.awaits is None:
@@ -190,18 +225,23 @@ class Admission(Resuming):
         if job.restore is not None:
             self._place(job)
         elif job.stage is Stage.QUEUED:
+            if job.held:
+                self._go_on_in_session(job)
             self._ask(job)
 
     def _ask(self, job: Job) -> None:
         now = time.monotonic()
         job.begin(now)
         if not (job.cached or job.transfers):
-            self._go_on_cold(job)
+            if job.held:
+                self._run_on(job, 0)
+            else:
+                self._go_on_cold(job)
             return
         job.stage = Stage.LOOKUP
         job.asked = now
         resume = job.context().tobytes() if job.preempted else None
-        self._out.put(Lookup(job.id, resume, self._set_of(job).number))
+        self._out.put(Lookup(job.id, resume, self._set_of(job).number, job.held))
 
     # -- before there is a slot ------------------------------------------------------------------
 
@@ -221,6 +261,8 @@ class Admission(Resuming):
         """Whether what is yet to be stored would not change the answer to a lookup."""
         if not job.cached or job.preempted or job.asked:
             return False
+        if self._slots.kept(job.session) or self._follows(job):
+            return False
         return all(common(one.context(), job.todo) <= one.stored for one in closing if one.cached)
 
     # -- back into the queue -----------------------------------------------------------------------
@@ -238,6 +280,10 @@ class Admission(Resuming):
         job.ledger = array("I")
         job.slices.clear()
         job.captured = job.inherited = 0
-        job.preempted = True
+        # What had not been told how it was admitted asks as if it were new.
+        job.preempted = job.admitted or not job.held
+        if not job.preempted:
+            job.capturing = job.cached
+        job.held = 0
         job.stage = Stage.QUEUED
         self._queue.appendleft(job)

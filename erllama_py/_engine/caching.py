@@ -263,10 +263,15 @@ class ModelCache:
         """Answer a lookup; where its parent row is being saved, once that is over."""
         namespace = request.namespace
         if namespace is None:  # its file is still being hashed
-            life.send(Plan(frame.id, "cold", 0, 0, [], None, canonical=False, captured=0))
+            kind = "sticky" if frame.held else "cold"
+            keep = frame.held
+            life.send(Plan(frame.id, kind, keep, keep, [], None, canonical=False, captured=0))
             return
         if isinstance(request, Transfer):
             self._answer_transfer(request, life)
+            return
+        if frame.held:
+            self._answer_held(request, frame, life)
             return
         if frame.resume is not None or request.parent_key is None:
             self._answer(request, frame, life)
@@ -323,6 +328,21 @@ class ModelCache:
             request.exactness = lease.label
             request.tiers = dict(lease.tiers)
         life.send(self._plan(frame.id, lease))
+
+    def _answer_held(self, request: Request, frame: Lookup, life: Wire) -> None:
+        """Its session has its prefix: say what need not be captured of that."""
+        assert request.namespace is not None
+        lease = request.namespace.go_on(
+            request.tokens.tobytes(), Want.of("token", self._chunk, self._threads)
+        )
+        with self._lock:
+            before, request.lease = request.lease, lease
+        if before:
+            before.close()
+        keep = frame.held
+        life.send(
+            Plan(frame.id, "sticky", keep, keep, [], None, canonical=False, captured=lease.captured)
+        )
 
     def _answer_transfer(self, request: Transfer, life: Wire) -> None:
         # As if admitted: where it ends the process, the next one is not to have it, too.
@@ -492,9 +512,10 @@ class ModelCache:
                 if part:
                     self._cache.release(part.extent)
             return
-        lease.add_row(
+        if lease.add_row(
             request.tokens[: frame.length].tobytes(), frame.reason, tail=tail, logits=logits
-        )
+        ):
+            request.saved = max(request.saved, frame.length)
 
     def saved_whole(self, request: Request, frame: SavedWhole, fd: int) -> None:
         """Enter a row whose KV is one payload; takes over the descriptor."""
@@ -519,7 +540,8 @@ class ModelCache:
         if extent is not None:
             grade = whole_chunk(self._chunk) if frame.canonical else streamed(self._threads)
             namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc)
-        lease.add_row(tokens, frame.reason, logits=logits)
+        if lease.add_row(tokens, frame.reason, logits=logits):
+            request.saved = max(request.saved, frame.length)
 
     def count_packing(self, took_ns: int) -> None:
         """Count the time of a packing that is no request's save."""
@@ -536,6 +558,8 @@ class ModelCache:
         tokens = request.tokens[: frame.committed].tobytes()
         finish_key = namespace.key(tokens)
         if frame.saving and request.lease:
+            if not request.lease.broken:
+                request.saved = max(request.saved, frame.committed)
             request.lease.expect_row(finish_key)
             request.expected_row = finish_key
         return finish_key

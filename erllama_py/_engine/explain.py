@@ -61,6 +61,8 @@ def explain_request(host: ModelHost, what: Ref | Mapping[str, Any] | None) -> di
     if past is None:
         raise _not_remembered(host.id, what)
     if past.lookup is None:
+        if past.kind == "sticky":
+            return _sticky(past)
         return _unlooked(past.prompt_len, past, caching=host.cache.namespace is not None)
     return _explanation(host, past.lookup, past)
 
@@ -143,6 +145,13 @@ def _unlooked(total: int, past: Past | None, *, caching: bool) -> dict[str, Any]
         reason, words = "waiting", "the request waits for its turn: nothing is looked up yet"
     answer = _map(total, "cold", 0)
     return {**answer, "reason": Atom(reason), "why": words}
+
+
+def _sticky(past: Past) -> dict[str, Any]:
+    """Return the map of a request that went on in the sequence of its session."""
+    words = f"{past.prefix_len} of {_count(past.prompt_len)} were in the context, as its session's"
+    answer = _map(past.prompt_len, past.kind, past.prefix_len)
+    return {**answer, "reason": Atom("sticky"), "why": words, "exactness": Atom("token")}
 
 
 def _map(total: int, kind: str, prefix_len: int) -> dict[str, Any]:

@@ -61,10 +61,12 @@ __all__ = (
     "Captured",
     "Closed",
     "Done",
+    "EndSession",
     "Failed",
     "Forget",
     "Frame",
     "Grants",
+    "Kept",
     "Load",
     "LoadFailed",
     "Loaded",
@@ -203,6 +205,15 @@ class Submit(Frame, frozen=True):
     options: GenerateOptions
     candidates: bytes = b""
     """Of a ``verify``: the drafted tokens."""
+    session: int = 0
+    """Number of its session; 0: none.  A session has one request at a time that is not
+    over."""
+
+
+class EndSession(Frame, frozen=True):
+    """No request of this session will come: its sequence need not be kept."""
+
+    session: int
 
 
 class Plan(Frame, frozen=True):
@@ -210,7 +221,7 @@ class Plan(Frame, frozen=True):
 
     id: int
     kind: str
-    """``exact``, ``partial`` or ``cold``."""
+    """``exact``, ``partial``, ``cold``, or ``sticky`` where the lookup had ``held``."""
     prefix_len: int
     keep: int
     """Tokens to have in the KV after restoring; pieces may cover more."""
@@ -286,15 +297,21 @@ class Lookup(Frame, frozen=True):
     ``resume`` holds the tokens of a preempted request's second admission instead, with the
     one that it has drawn and not evaluated; the counters must not move for those.
     ``adapters`` is the number of its set, which stays the request's to its end.
+    ``held`` is how many tokens its session has in the context.  Then nothing is to be looked
+    up, and the counters do not move: the plan only says what need not be captured.
     """
 
     id: int
     resume: bytes | None
     adapters: int
+    held: int = 0
 
 
 class Admitted(Frame, frozen=True):
-    """How the request was admitted: the plan's hit, or cold where restoring failed."""
+    """How the request was admitted: the plan's hit, or cold where restoring failed.
+
+    ``sticky`` where it goes on in the cells of its session.
+    """
 
     id: int
     kind: str
@@ -438,6 +455,13 @@ class Closed(Frame, frozen=True):
     prefill_tokens: int = 0
 
 
+class Kept(Frame, frozen=True):
+    """So many tokens of a session wait in the context for its next request; 0: none do."""
+
+    session: int
+    tokens: int
+
+
 class Phase(Frame, frozen=True):
     """What the engine is doing: ``idle``, ``prefilling`` or ``generating``."""
 
@@ -473,6 +497,7 @@ AnyFrame = (
     | Forget
     | Grants
     | Submit
+    | EndSession
     | Plan
     | Cancel
     | Call
@@ -493,6 +518,7 @@ AnyFrame = (
     | Verified
     | Failed
     | Closed
+    | Kept
     | Phase
     | Answer
     | Refused

@@ -43,8 +43,10 @@ from erllama_py._engine.frames import (
     Captured,
     Closed,
     Done,
+    EndSession,
     Failed,
     Frame,
+    Kept,
     Load,
     Loaded,
     LoadFailed,
@@ -65,12 +67,13 @@ from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
+from erllama_py._engine.sessions import Sessions
 from erllama_py._engine.tally import Tally
 from erllama_py._engine.transfer import Transfer
 from erllama_py._templates.render import render_request
 from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
-from erllama_py.types import Atom, ModelPid, Ref, next_serial
+from erllama_py.types import Atom, ModelPid, Ref, SessionKey, next_serial
 
 __all__ = ("EVICTED", "ModelHost", "retire")
 
@@ -154,6 +157,7 @@ class ModelHost:
         self._state = "loading"
         self._life: Life | None = None
         self._requests: dict[int, Request] = {}
+        self.sessions = Sessions()
         self.history = History()
         """What the cache had for the requests that are over."""
         self.tally = Tally()
@@ -279,13 +283,14 @@ class ModelHost:
         request, and no stream begins beside it.
 
         :raises ModelGone: the model was unloaded.
-        :raises ErllamaError: ``busy``.
+        :raises ErllamaError: ``busy``; ``sticky_busy``.
         """
         with self._lock:
             if self._state == "gone":
                 raise model_gone(self.id)
             if request.mode in ("verify", "infer"):
                 self._check_busy(request.mode)
+            self.sessions.take(request)
             self._requests[request.id] = request
             self.used_at = time.monotonic_ns()
             life = self._life if self._state == "up" else None
@@ -321,6 +326,13 @@ class ModelHost:
         )
         self.history.keep(past_of(request))
         self._add_up(request)
+        self.sessions.over(request)
+
+    def end_session(self, key: SessionKey) -> None:
+        """Have nothing kept for a session; one that is busy or unknown stays as it is."""
+        number, life = self.sessions.end(key), self._life
+        if number is not None and life is not None:
+            life.send(EndSession(number))
 
     def call(self, what: str, data: Any) -> Any:
         """Ask the model process something; waits while it is being restarted.
@@ -418,6 +430,7 @@ class ModelHost:
         self._add_up(request)
         with self._lock:
             self._requests.pop(request.id, None)
+        self.sessions.over(request)
 
     def _add_up(self, request: Request) -> None:
         if not isinstance(request, Transfer):
@@ -476,6 +489,8 @@ class ModelHost:
                 self._handle_end(frame)
             case Phase():
                 self._phase = frame.phase
+            case Kept():
+                self.sessions.kept(frame.session, frame.tokens)
             case Answer() | Refused():
                 pending = life.calls.pop(frame.id, None)
                 if pending is None:
@@ -536,6 +551,8 @@ class ModelHost:
                 request.kind, request.prefix_len = frame.kind, frame.prefix_len
                 if frame.kind == "cold":
                     request.exactness = None
+                elif frame.kind == "sticky":  # decoded there, or beside others
+                    request.exactness = "token"
                 if request.mode != "verify":
                     self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
 
@@ -613,6 +630,7 @@ class ModelHost:
         for request in lost:
             self.history.keep(past_of(request))
             self._fail(request, life, reason)
+        self.sessions.forget_kept()
         for request in [r for r in kept if r.cancelled]:
             self._end_unsent(request)
         if served:

@@ -63,6 +63,10 @@ class Job:
         self.mode = mode
         self.options = options
         self.sampler = sampler
+        self.session = 0
+        """Whose sequence it goes on in, and leaves its own to; 0: nobody's."""
+        self.held = 0
+        """Leading tokens that its session had in the context."""
         self.target = target
         """Tokens to generate at most."""
         self.stops = StopScanner(options.stop_sequences)

@@ -23,6 +23,7 @@ from erllama_py._engine.frames import (
     Closed,
     Done,
     Failed,
+    Kept,
     Restored,
     Token,
     Trace,
@@ -78,7 +79,7 @@ class Replies:
         self._chunk = chunk
         self._parking = parking
         self._recorder = _recorder(backend, kv, out, policy, chunk) if policy else None
-        self._slots = Slots(backend)
+        self._slots = Slots(backend, lambda session: out.put(Kept(session, 0)))
         self._adapters = Adapting(backend)
         self._measures = Measures()
         self._queue: collections.deque[Job] = collections.deque()
@@ -228,14 +229,14 @@ class Replies:
         )
         job.stage = Stage.CLOSING
         job.closing = time.monotonic()
-        if not saving:
+        if not (saving or self._stays(job)):
             self._release(job)
         elif complete:
             self._end_repeat(job)
-        elif job.restore is None:
+        elif job.restore is None and saving:
             self._close(job, None)
         else:
-            self._release(job)
+            self._release(job, keep=self._stays(job))
 
     def _send_trace(self, job: Job) -> None:
         trace, job.trace = job.trace, None
@@ -254,7 +255,7 @@ class Replies:
         A prompt that the cache has whole, answered by the same tokens: their row is
         there, and nothing has to be restored or evaluated to store it again.
         """
-        if not job.exact or job.stage is not Stage.CLOSING:
+        if not job.exact or job.stage is not Stage.CLOSING or job.session:
             return False
         recorder, row = self._recorder_of(job), self._finished_row(job, job.context())
         since = time.monotonic() - REPEAT_S
@@ -273,7 +274,7 @@ class Replies:
             recorder.capture_blocks(job)
             recorder.save(job, "finish", len(job.ledger), logits_row)
             self._finished.append((time.monotonic(), self._finished_row(job, job.ledger)))
-        self._release(job, park=self._parks(job))
+        self._release(job, park=self._parks(job), keep=self._stays(job))
 
     def _finished_row(self, job: Job, tokens: array[int]) -> _Finished:
         return _Finished(self._set_of(job).number, job.options.bit, tokens.tobytes())
@@ -288,17 +289,26 @@ class Replies:
             return self._parking
         return self._measures.worth_parking(len(job.ledger) * info.block_bytes / BLOCK)
 
-    def _release(self, job: Job, *, park: bool = False) -> None:
+    def _stays(self, job: Job) -> bool:
+        """Whether a job's sequence is kept for the next request of its session."""
+        if not job.session or not job.active or job.options.bit or job.restore is not None:
+            return False
+        length = len(job.ledger)
+        return length > 0 and self._backend.length(job.slot) == length
+
+    def _release(self, job: Job, *, park: bool = False, keep: bool = False) -> None:
         self._drop_restore(job)
         if job.sampler:
             job.sampler.close()
         if job.trace:
             job.trace.close()
         if job.active:
-            self._slots.give_up(job, park=park)
+            self._slots.give_up(job, park=park, keep=keep)
         elif job in self._queue:
             self._queue.remove(job)
         self._jobs.pop(job.id, None)
+        if job.session:
+            self._out.put(Kept(job.session, self._slots.kept(job.session)))
         self._out.put(Closed(job.id, job.prefill_ns, job.prefill_tokens))
 
     def _drop_restore(self, job: Job, bad: BadPiece | None = None) -> None:

@@ -16,7 +16,7 @@ from erllama_py._cache.tier import KINDS
 from erllama_py._engine.frames import Done, Submit, Verified
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
-from erllama_py.types import Atom, Event, Ref, next_serial, text_of
+from erllama_py.types import Atom, Event, Ref, SessionKey, next_serial, text_of
 
 if TYPE_CHECKING:
     from erllama_py._cache.lease import Lease
@@ -46,6 +46,7 @@ class Request:
         tokens: array[int] | None = None,
         candidates: array[int] | None = None,
         parent_key: bytes | None = None,
+        session: SessionKey | None = None,
         sink: Callable[[Event], None] | None = None,
         on_over: Callable[[Request], None] | None = None,
     ) -> None:
@@ -55,6 +56,9 @@ class Request:
         self.options = options
         self.text = text
         self.parent_key = parent_key
+        self.session_key = session
+        self.session = 0
+        """The number of its session, once it has been submitted; 0: it has none."""
         self._sink = sink
         self._on_over = on_over
         self._submitted = b"" if tokens is None else tokens.tobytes()
@@ -77,6 +81,8 @@ class Request:
         self.restoring: list[int] = []
         """Nodes that the engine is restoring."""
         self.expected_row: bytes | None = None
+        self.saved = 0
+        """Tokens of the longest row that was accepted of it."""
         self.kind = "cold"
         self.prefix_len = 0
         self.exactness: str | None = None
@@ -100,7 +106,13 @@ class Request:
     def frame(self) -> Submit:
         """Return the frame that submits it."""
         return Submit(
-            self.id, self.mode, self.text, self._submitted, self.options, self._candidates
+            self.id,
+            self.mode,
+            self.text,
+            self._submitted,
+            self.options,
+            self._candidates,
+            self.session,
         )
 
     @property
@@ -154,8 +166,9 @@ class Request:
                 _guarded(self._sink, Event("token_id", self.ref, token_id=token))
 
     def on_done(self, frame: Done, finish_key: bytes | None) -> None:
-        """The reply is complete."""
+        """The reply is complete; ``saved`` counts the row that follows it already."""
         generated = self.generated
+        created = max(self.saved - self.prefix_len, 0)
         stats: dict[str, Any] = {
             "prompt_tokens": self.prompt_len,
             "completion_tokens": len(generated),
@@ -166,6 +179,7 @@ class Request:
             "cancelled": frame.finish_reason == "cancelled",
             "finish_key": finish_key,
             "committed_tokens": frame.committed,
+            "cache_delta": {"read": self.prefix_len, "created": created},
             "prefix_len": self.prefix_len,
         }
         if self.exactness:
@@ -192,6 +206,7 @@ class Request:
             "committed_tokens": frame.committed,
             "finish_key": finish_key,
             "cache_hit_kind": Atom(self.kind),
+            "cache_delta": dict(stats["cache_delta"]),
         }
         if self.mode == "prefill_only":
             return common

@@ -32,6 +32,13 @@ class Resuming(Replies):
             self._out.put(Restored(number, [], corrupt=False, load_ns=0))
             return
         plan = restore.plan
+        if (plan.kind == "sticky") != bool(job.held):
+            restore.drop()  # of before it was preempted
+            return
+        if job.held:
+            restore.drop()
+            self._run_on(job, plan.captured)
+            return
         job.stage = Stage.RESTORE
         job.restore = restore
         if job.transfers and not plan.pieces:
@@ -63,6 +70,44 @@ class Resuming(Replies):
                 self._forgo(job)
         if job.active and job.restore is not None:
             self._place(job)
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    def _go_on_in_session(self, job: Job) -> None:
+        """Make the sequence of its session a job's own.
+
+        A prompt of nothing else has its last token computed again, for its logits.  Where
+        a sequence cannot be cut for that it goes, and the job the usual way.
+        """
+        have, job.inherited = job.held, 0
+        if have == job.prompt_len and job.generates:
+            have -= 1
+            if not (have and self._slots.truncate(job.slot, have)):
+                self._slots.clear(job.slot)
+                job.held = 0
+                return
+        job.canonical = False
+        job.ledger, job.todo = job.todo[:have], job.todo[have:]
+        job.capturing = False  # until it is known from where on
+
+    def _run_on(self, job: Job, captured: int) -> None:
+        """Admit a job that goes on in the sequence of its session.
+
+        :param captured: leading tokens that need no capture.
+        """
+        job.captured = min(captured, len(job.ledger)) // BLOCK * BLOCK
+        job.capturing = job.cached
+        job.last_save = job.held
+        job.stage = Stage.RUN
+        self._admit(job, "sticky", job.held)
+        self._end_if_done(job)
+
+    def _end_if_done(self, job: Job) -> None:
+        """End a job that has nothing to compute and wants no tokens."""
+        if not job.todo and not job.generates:
+            self._finish_prompt(job)
+            if job.active:  # no step will come by to close it
+                self._close(job, None)
 
     def _leave_last_cut(self, job: Job, restore: Restore) -> None:
         """Have a verify compute its last cut, as it does cold: it needs the logits' bits."""
@@ -173,10 +218,7 @@ class Resuming(Replies):
             self._admit(job, plan.kind, plan.prefix_len)
         else:
             self._admit(job, "partial" if keep else "cold", keep)
-        if not job.todo and not job.generates:
-            self._finish_prompt(job)
-            if job.active:  # no step will come by to close it
-                self._close(job, None)
+        self._end_if_done(job)
 
     def _restore_failed(self, job: Job, bad: BadPiece) -> None:
         """Report the bad node and go on cold, with an empty sequence."""

@@ -3,11 +3,17 @@
 A *parked* sequence is that of a request which is over: its cells stay until somebody
 needs the slot or the cells.  A request whose prompt begins like it goes on from there,
 without restoring anything.
+
+A parked sequence may be a *session's*.  Then it waits for that session's next request
+and is nobody else's to go on in; others may share its head.  It goes when all that is
+parked otherwise has gone and room is still wanted, the one that was used longest ago
+first.  So sessions hold up nobody.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from typing import NamedTuple
 
 from erllama_py._backends.base import BLOCK, Backend
@@ -25,15 +31,21 @@ class Head(NamedTuple):
 
 
 class Slots:
-    """The sequences of a context."""
+    """The sequences of a context.
 
-    def __init__(self, backend: Backend) -> None:
+    :param ended: called with a session whose sequence is gone.
+    """
+
+    def __init__(self, backend: Backend, ended: Callable[[int], None] | None = None) -> None:
         self._backend = backend
+        self._ended = ended
         self._empty = list(range(backend.info.n_seq_max - 1, -1, -1))
         self.running: dict[int, Job] = {}
         """Jobs that hold a slot, by slot."""
         self.parked: dict[int, array[int]] = {}
         """Tokens of parked sequences by slot, oldest first."""
+        self._sessions: dict[int, int] = {}
+        """Slots of the parked sequences that are a session's, by session."""
         self._cells = Cells()
 
     def active(self) -> list[Job]:
@@ -50,11 +62,14 @@ class Slots:
     def take(self, job: Job) -> None:
         """Give a job the slot that serves it best; there must be one.
 
-        That is the parked sequence most like its prompt, else an empty slot, else the
-        one that was parked first.
+        That is the sequence of its session, the parked one most like its prompt, an empty
+        slot, or else the one that was parked first.
         """
         like = self.like(job)
         if like:
+            if self.goes_on(job):
+                job.held = like.tokens
+                del self._sessions[job.session]
             job.slot, job.inherited = like.slot, like.tokens
             del self.parked[like.slot]
         else:
@@ -63,33 +78,85 @@ class Slots:
             job.slot, job.inherited = self._empty.pop(), 0
         self.running[job.slot] = job
 
-    def give_up(self, job: Job, *, park: bool = False) -> None:
-        """Take a job's slot back; its sequence is cleared, or kept as parked."""
+    def give_up(self, job: Job, *, park: bool = False, keep: bool = False) -> None:
+        """Take a job's slot back; its sequence is cleared, or kept as parked.
+
+        :param keep: for the job's session.
+        """
         slot, job.slot = job.slot, -1
         del self.running[slot]
-        if park:
+        if park or keep:
             self.parked[slot] = job.ledger
         else:
             self.clear(slot)
             self._empty.append(slot)
+        if keep:
+            self._sessions[job.session] = slot
 
     def drop_parked(self, spare: Head | None = None) -> bool:
-        """Clear the sequence parked first, other than ``spare``; whether there was one."""
-        for slot in self.parked:
-            if spare is None or slot != spare.slot:
-                del self.parked[slot]
-                self.clear(slot)
-                self._empty.append(slot)
-                return True
-        return False
+        """Clear the sequence parked first, other than ``spare``; whether there was one.
+
+        Those of sessions come after all others.
+        """
+        slots = [slot for slot in self.parked if spare is None or slot != spare.slot]
+        if not slots:
+            return False
+        owners = {slot: session for session, slot in self._sessions.items()}
+        slot = min(slots, key=lambda one: one in owners)
+        if slot in owners:
+            self.end(owners[slot])
+        else:
+            self._drop(slot)
+        return True
+
+    def _drop(self, slot: int) -> None:
+        del self.parked[slot]
+        self.clear(slot)
+        self._empty.append(slot)
+
+    # -- sessions ----------------------------------------------------------------------------
+
+    def kept(self, session: int) -> int:
+        """Return how many tokens of a session wait for its next request; 0: none do."""
+        slot = self._sessions.get(session)
+        return 0 if slot is None else len(self.parked[slot])
+
+    def goes_on(self, job: Job) -> bool:
+        """Whether a job can go on in the sequence of its session.
+
+        Not at ``bit``: what is parked was decoded, or had company.
+        """
+        slot = self._sessions.get(job.session)
+        if slot is None or job.options.bit:
+            return False
+        tokens = self.parked[slot]
+        return bool(tokens == job.todo[: len(tokens)])
+
+    def end(self, session: int) -> None:
+        """Clear the sequence that waits for a session's next request, if one does."""
+        slot = self._sessions.pop(session, None)
+        if slot is not None:
+            self._drop(slot)
+            if self._ended:
+                self._ended(session)
 
     # -- heads in the context ----------------------------------------------------------------
 
     def like(self, job: Job) -> Head | None:
-        """Return the parked sequence that shares most with a job's prompt."""
+        """Return the parked sequence that a job should go on in.
+
+        That of its session, or else the one that shares most with its prompt.
+        """
+        if self.goes_on(job):
+            return Head(self._sessions[job.session], self.kept(job.session))
         if job.options.bit or not job.cached:
             return None
-        heads = [Head(slot, common(tokens, job.todo)) for slot, tokens in self.parked.items()]
+        owned = set(self._sessions.values())
+        heads = [
+            Head(slot, common(tokens, job.todo))
+            for slot, tokens in self.parked.items()
+            if slot not in owned
+        ]
         best = max(heads, key=lambda head: head.tokens, default=None)
         return best if best and best.tokens >= BLOCK else None
 
@@ -114,7 +181,7 @@ class Slots:
         used = self._cells.used((like.slot,) if like else ())
         used += sum(max(0, one.cells() - self._cells.length(one.slot)) for one in self.active())
         shared = 0
-        if job.cached and not job.options.bit:
+        if job.cached and not job.options.bit and not self.goes_on(job):
             live = self.live(job)
             shared = live.tokens // BLOCK * BLOCK if live and live != like else 0
         return used + job.cells() + spare - shared

@@ -37,6 +37,7 @@ from erllama_py._engine.frames import (
     Answer,
     Call,
     Cancel,
+    EndSession,
     Failed,
     Forget,
     Grants,
@@ -101,6 +102,11 @@ class Worker:
                     if scheduler := self._scheduler:
                         # Bound now: by the time it runs, the next frame may be here.
                         scheduler.mailbox.put(functools.partial(scheduler.cancel, frame.id))
+                case EndSession():
+                    if scheduler := self._scheduler:
+                        scheduler.mailbox.put(
+                            functools.partial(scheduler.end_session, frame.session)
+                        )
                 case Call():
                     self._call(frame)
                 case Adapt():
@@ -222,6 +228,7 @@ class Worker:
         target = limit if asked is None else min(asked, limit)
         job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
         job.candidates = unpack_tokens(frame.candidates)
+        job.session = frame.session
         self._out.put(Accepted(frame.id, reply))
         scheduler.mailbox.put(lambda: scheduler.submit(job))
 

@@ -62,6 +62,10 @@ from erllama_py.api._observing import (
     phase,
     queue_depth,
 )
+from erllama_py.api._sessions import (
+    end_session,
+    list_sessions,
+)
 from erllama_py.api._speculation import (
     draft_tokens,
     verify,
@@ -84,6 +88,7 @@ __all__ = (
     "detokenize",
     "draft_tokens",
     "embed",
+    "end_session",
     "evict",
     "explain",
     "export_row",
@@ -95,6 +100,7 @@ __all__ = (
     "list_adapters",
     "list_cached_prefixes",
     "list_models",
+    "list_sessions",
     "load_adapter",
     "load_model",
     "model_info",

@@ -52,6 +52,7 @@ def make_request(
         text=text,
         tokens=tokens,
         parent_key=parsed.parent_key,
+        session=parsed.session,
         sink=sink,
         on_over=on_over,
     )

@@ -52,7 +52,7 @@ def explain(model: ModelArg, what: Any = None, options: Options | None = None) -
     ====================  =================================================================
     ``reason``            what weighs most, an atom: see below
     ``why``               all reasons in words, one line
-    ``kind``              ``exact``, ``partial`` or ``cold``, as admitted
+    ``kind``              ``exact``, ``partial``, ``sticky`` or ``cold``, as admitted
     ``via``               how it was found: ``exact``, ``resume``, ``longest_prefix``,
                           ``cold``; ``None`` where nothing was looked up
     ``prompt_tokens``     length of the prompt
@@ -82,6 +82,7 @@ def explain(model: ModelArg, what: Any = None, options: Options | None = None) -
     ``reason``                meaning
     ========================  =============================================================
     ``exact``                 a row of exactly these tokens is cached
+    ``sticky``                it went on in its session's sequence; nothing was looked up
     ``restore_failed``        what was found was damaged, and computed instead
     ``cancelled``             it was cancelled before what was found was restored
     ``quicker_to_compute``    more is cached, but computing it takes less time

@@ -39,13 +39,14 @@ def complete(
     """Complete a prompt and return when the reply is whole.
 
     :param options: ``response_tokens`` (default: what fits into the context),
-        ``parent_key``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
+        ``parent_key``, ``session_id``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
         ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``.
     :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
-        ``finish_key``, ``cache_hit_kind``, ``finish_reason``, ``stats``, and
-        ``stop_sequence`` where one fired.
+        ``finish_key``, ``cache_hit_kind``, ``cache_delta``, ``finish_reason``, ``stats``,
+        and ``stop_sequence`` where one fired.  ``cache_delta`` is ``read``, the tokens
+        of the prompt that were not computed, and ``created``, those that rows have more.
     :raises ErllamaError: ``empty_prompt``, ``context_overflow``, ``grammar_failed``,
-        ``badarg``, ``{invalid, Key, Value}``.
+        ``sticky_busy``, ``badarg``, ``{invalid, Key, Value}``.
     :raises ModelGone: unknown model, or it ended while the call waited.
     """
     host = core().host(model)
@@ -54,16 +55,19 @@ def complete(
     return wait(host, request)
 
 
-def prefill_only(model: ModelArg, tokens: Tokens) -> dict[str, Any]:
+def prefill_only(
+    model: ModelArg, tokens: Tokens, options: Options | None = None
+) -> dict[str, Any]:
     """Compute a prompt into the cache without generating.
 
+    :param options: ``parent_key``, ``session_id``; ``exactness``.
     :return: ``context_tokens``, ``committed_tokens``, ``finish_key``,
-        ``cache_hit_kind``.
+        ``cache_hit_kind``, ``cache_delta``.
     :raises ErllamaError: as :func:`complete`.
     """
     host = core().host(model)
     prompt = checked_tokens(host, "prefill_only", tokens)
-    request = make_request(host, "prefill_only", None, None, tokens=prompt)
+    request = make_request(host, "prefill_only", options, None, tokens=prompt)
     host.submit(request)
     return wait(host, request)
 
@@ -94,7 +98,7 @@ def start(
 
     if function == "prefill_only":
         tokens = checked_tokens(host, function, prompt)
-        request = make_request(host, function, None, None, tokens=tokens, on_over=over)
+        request = make_request(host, function, options, None, tokens=tokens, on_over=over)
     else:
         request = make_request(
             host, function, options, None, text=prompt_bytes(prompt), on_over=over
@@ -128,7 +132,8 @@ def infer(
     :return: a :class:`Stream`, or with a callback the stream's
         :class:`~erllama_py.types.Ref`, for :func:`cancel`.
     :raises ErllamaError: what can be seen before it runs: ``empty_prompt``,
-        ``invalid_token``, ``context_overflow``, ``grammar_failed``, ``badarg``.
+        ``invalid_token``, ``context_overflow``, ``grammar_failed``, ``badarg``,
+        ``sticky_busy``.
     """
     host = core().host(model)
     prompt = checked_tokens(host, "infer", tokens)

@@ -18,6 +18,7 @@ from erllama_py.api._asking import (
 from erllama_py.api._caching import explain, verify_exact
 from erllama_py.api._generation import complete, prefill_only
 from erllama_py.api._models import model_info, unload
+from erllama_py.api._sessions import end_session, list_sessions
 from erllama_py.api._text import apply_chat_template, detokenize, embed, tokenize
 from erllama_py.types import Atom, Event
 
@@ -100,9 +101,18 @@ class Model(str):
         """Do :func:`explain` with options as keywords."""
         return explain(self, what, options)
 
-    def prefill(self, tokens: Tokens) -> dict[str, Any]:
-        """Do :func:`prefill_only`."""
-        return prefill_only(self, tokens)
+    def prefill(self, tokens: Tokens, **options: Any) -> dict[str, Any]:
+        """Do :func:`prefill_only` with options as keywords."""
+        return prefill_only(self, tokens, options)
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """:func:`list_sessions`."""
+        return list_sessions(self)
+
+    def end_session(self, session: Any) -> Atom:
+        """Do :func:`end_session`."""
+        return end_session(self, session)
 
     def verify_exact(
         self, prompt: str | bytes | Tokens, *, tokens: int | None = None, **options: Any

@@ -25,6 +25,7 @@
     detokenize/2,
     draft_tokens/3,
     embed/2,
+    end_session/2,
     evict/1,
     infer/4,
     last_cache_hit/1,
@@ -39,6 +40,7 @@
     pending_len/1,
     phase/1,
     prefill_only/2,
+    prefill_only/3,
     queue_depth/0,
     queue_depth/1,
     set_adapter_scale/3,
@@ -53,6 +55,7 @@
 ]).
 
 -export_type([
+    cache_delta/0,
     cache_hit_kind/0,
     cache_key/0,
     chat_request/0,
@@ -63,6 +66,7 @@
     model_id/0,
     model_info/0,
     phase/0,
+    prefill_params/0,
     prefill_result/0,
     stats/0,
     token_id/0
@@ -72,7 +76,8 @@
 -type model_id() :: binary().
 -type token_id() :: non_neg_integer().
 -type cache_key() :: <<_:256>>.
--type cache_hit_kind() :: exact | partial | cold.
+-type cache_hit_kind() :: exact | partial | sticky | cold.
+-type cache_delta() :: #{read := non_neg_integer(), created := non_neg_integer()}.
 -type finish_reason() :: stop | length | cancelled.
 -type phase() :: idle | prefilling | generating.
 
@@ -86,6 +91,7 @@
     cancelled := boolean(),
     finish_key := cache_key() | undefined,
     committed_tokens := non_neg_integer(),
+    cache_delta := cache_delta(),
     stop_sequence => binary()
 }.
 
@@ -96,6 +102,7 @@
     committed_tokens := non_neg_integer(),
     finish_key := cache_key() | undefined,
     cache_hit_kind := cache_hit_kind(),
+    cache_delta := cache_delta(),
     finish_reason := finish_reason(),
     stats := stats(),
     stop_sequence => binary()
@@ -105,7 +112,14 @@
     context_tokens := [token_id()],
     committed_tokens := non_neg_integer(),
     finish_key := cache_key() | undefined,
-    cache_hit_kind := cache_hit_kind()
+    cache_hit_kind := cache_hit_kind(),
+    cache_delta := cache_delta()
+}.
+
+-type prefill_params() :: #{
+    parent_key => cache_key() | undefined,
+    session_id => term(),
+    atom() => term()
 }.
 
 -type model_info() :: #{
@@ -132,6 +146,7 @@
 -type infer_params() :: #{
     response_tokens => non_neg_integer(),
     parent_key => cache_key() | undefined,
+    session_id => term(),
     stop_sequences => [binary()],
     thinking => enabled | disabled,
     temperature => number(),
@@ -220,6 +235,17 @@ complete(Model, Prompt, Opts) when ?IS_MODEL(Model), is_binary(Prompt), is_map(O
 -spec prefill_only(model(), [token_id()]) -> {ok, prefill_result()} | {error, term()}.
 prefill_only(Model, Tokens) when ?IS_MODEL(Model), is_list(Tokens) ->
     erllama_call:call(prefill_only, [Model, Tokens]).
+
+?DOC("prefill_only/2 with parent_key and session_id as options.").
+-spec prefill_only(model(), [token_id()], prefill_params()) ->
+    {ok, prefill_result()} | {error, term()}.
+prefill_only(Model, Tokens, Opts) when ?IS_MODEL(Model), is_list(Tokens), is_map(Opts) ->
+    erllama_call:call(prefill_only, [Model, Tokens, Opts]).
+
+?DOC("Give up a session: its sequence leaves the context. One that is busy is left alone.").
+-spec end_session(model(), term()) -> ok.
+end_session(Model, Session) when ?IS_MODEL(Model) ->
+    erllama_call:call(end_session, [Model, Session]).
 
 ?DOC(
      "Stream a completion to CallerPid: {erllama_token, Ref, Bin}, {erllama_token_id, Ref, Id} "
