@@ -204,7 +204,7 @@ def parse_request(
             bit=exact == "bit",
         ),
         _digest(given, "parent_key"),
-        parse_session(options.get("session_id", options.get(b"session_id"))),
+        parse_session(_given_session(options)),
     )
 
 
@@ -243,6 +243,12 @@ def policy_settings() -> Policy:
 
 
 # -- parts ------------------------------------------------------------------------------
+
+
+def _given_session(options: Mapping[Any, Any]) -> Any:
+    """Return a ``session_id`` as it was given: the text ``undefined`` is one, too."""
+    names = ("session_id", b"session_id")
+    return next((value for key, value in options.items() if key in names), None)
 
 
 def _backend(options: Mapping[str, Any]) -> str:

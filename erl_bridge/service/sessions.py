@@ -6,7 +6,7 @@ binary, or 1 and 1.0.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from erl_bridge.etf import Atom, ImproperList, Map
 from erllama_py import types
@@ -14,10 +14,12 @@ from erllama_py.types import SessionKey, session_key
 
 __all__ = ("session_of",)
 
+_NONE: Final = (Atom("undefined"), Atom("nil"))
+
 
 def session_of(term: Any) -> SessionKey | None:
-    """Return the key of a term; ``None`` for ``undefined``, which is no session."""
-    return None if term is None or term is Atom("undefined") else _key(term)
+    """Return the key of a term; ``None`` for ``undefined`` and ``nil``, which are no session."""
+    return None if term in _NONE else _key(term)
 
 
 def _key(term: Any) -> SessionKey:

@@ -195,6 +195,7 @@ class Resuming(Replies):
     def _restored(self, job: Job, restore: Restore) -> None:
         """The sequence is what it should be: go on from there."""
         plan, keep = restore.plan, restore.keep
+        self._slots.measure(job)  # it may end here, and leave its slot to others
         self._drop_restore(job)
         if job.verifies and keep % self._chunk and job.stage is not Stage.CLOSING:
             # A sliding window could not be cut at the chunk: other cuts have other bits.

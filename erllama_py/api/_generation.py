@@ -55,9 +55,7 @@ def complete(
     return wait(host, request)
 
 
-def prefill_only(
-    model: ModelArg, tokens: Tokens, options: Options | None = None
-) -> dict[str, Any]:
+def prefill_only(model: ModelArg, tokens: Tokens, options: Options | None = None) -> dict[str, Any]:
     """Compute a prompt into the cache without generating.
 
     :param options: ``parent_key``, ``session_id``; ``exactness``.

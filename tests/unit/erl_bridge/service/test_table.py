@@ -29,11 +29,11 @@ MODEL = b"table"
 
 EXPORTS = """
     apply_chat_template/2 cancel/1 complete/2 complete/3 counters/0 detokenize/2
-    draft_tokens/3 embed/2 evict/1 infer/4 last_cache_hit/1 list_adapters/1
+    draft_tokens/3 embed/2 end_session/2 evict/1 infer/4 last_cache_hit/1 list_adapters/1
     list_cached_prefixes/2 list_models/0 load_adapter/2 load_model/1 load_model/2
-    model_info/1 models/0 pending_len/1 phase/1 prefill_only/2 queue_depth/0 queue_depth/1
-    set_adapter_scale/3 shutdown/1 status/1 tokenize/2 unload/1 unload_adapter/2
-    unload_model/1 verify/4 vram_info/0
+    model_info/1 models/0 pending_len/1 phase/1 prefill_only/2 prefill_only/3
+    queue_depth/0 queue_depth/1 set_adapter_scale/3 shutdown/1 status/1 tokenize/2
+    unload/1 unload_adapter/2 unload_model/1 verify/4 vram_info/0
 """
 
 
@@ -61,9 +61,9 @@ def call(node: ErllamaNode, function: str, *args: Any, module: str = "erllama") 
     return asyncio.run(run())
 
 
-def test_all_33_exports_are_there() -> None:
+def test_all_35_exports_are_there() -> None:
     assert sorted(f"{name}/{arity}" for name, arity in FUNCTIONS) == EXPORTS.split()
-    assert len(FUNCTIONS) == 33
+    assert len(FUNCTIONS) == 35
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,7 @@ options = st.dictionaries(
             *("grammar", "exactness", "min_p", "thinking", "messages", "system", "tools"),
             *("policy", "context_opts", "model_opts", "stub_opts", "quant_type", "quant_bits"),
             *("fingerprint", "tier", "backend", "context_size", "model_path", "cache"),
+            "session_id",
         ]
     ).map(Atom),
     terms,
@@ -281,6 +282,8 @@ by_kind: dict[str, st.SearchStrategy[Any]] = {
     "tokens": st.lists(st.integers(0, 300), max_size=5) | st.lists(terms, max_size=3),
     "none": st.just([]),
     "map": options | terms.filter(lambda t: isinstance(t, dict)),
+    "options": options | terms.filter(lambda t: isinstance(t, dict)),
+    "session": terms,
     "pid": st.just(CALLER),
     "ref": st.just(REF),
     "number": st.floats(allow_nan=False, allow_infinity=False),

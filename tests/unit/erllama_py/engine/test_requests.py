@@ -21,7 +21,7 @@ def test_complete_returns_exactly_the_documented_keys() -> None:
         result = api.complete(model, "hello world", {"response_tokens": 3})
     assert set(result) == {
         *("reply", "generated", "context_tokens", "committed_tokens", "finish_key"),
-        *("cache_hit_kind", "finish_reason", "stats"),
+        *("cache_hit_kind", "cache_delta", "finish_reason", "stats"),
     }
     assert result["context_tokens"][:2] == [47480723, 82372638]
     assert result["context_tokens"][2:] == result["generated"]
@@ -31,10 +31,12 @@ def test_complete_returns_exactly_the_documented_keys() -> None:
     assert result["finish_key"] is None  # below min_tokens
 
 
-def test_prefill_only_returns_exactly_four_keys() -> None:
+def test_prefill_only_returns_exactly_five_keys() -> None:
     with stub_model() as model:
         result = api.prefill_only(model, range(30))
-    assert set(result) == {*("context_tokens", "committed_tokens", "finish_key", "cache_hit_kind")}
+    assert set(result) == {
+        *("context_tokens", "committed_tokens", "finish_key", "cache_hit_kind", "cache_delta")
+    }
     assert len(result["finish_key"]) == 32
 
 
