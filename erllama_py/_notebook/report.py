@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import erllama_py
 from erllama_py._notebook.args import COMMANDS, PROMPT, BadUsage, Command, nearest
 from erllama_py._notebook.text import markdown_table, plain_table, size
+from erllama_py.errors import ModelGone
 
 __all__ = (
     "ROW_HEADS",
@@ -126,12 +127,13 @@ def status_report(infos: Mapping[str, Mapping[str, Any]], current: str | None) -
     """Say what each loaded model is doing."""
     if not infos:
         return Report("No model is loaded.", "No model is loaded.")
-    heads = ("model", "phase", "queued", "context", "last hit", "")
+    heads = ("model", "phase", "queued", "sessions", "context", "last hit", "")
     rows = [
         [
             name,
             str(info["phase"]),
             info["pending_len"],
+            session_count(name),
             info["context_size"],
             _hit_words(info["last_cache_hit"]),
             "in use" if name == current else "",
@@ -139,6 +141,14 @@ def status_report(infos: Mapping[str, Mapping[str, Any]], current: str | None) -
         for name, info in infos.items()
     ]
     return Report(plain_table(heads, rows), markdown_table(heads, rows))
+
+
+def session_count(model: str) -> int:
+    """Return how many sessions a model has; 0 where it is gone meanwhile."""
+    try:
+        return len(erllama_py.api.list_sessions(model))
+    except ModelGone:
+        return 0
 
 
 def model_report(infos: Mapping[str, Mapping[str, Any]], current: str | None) -> Report:

@@ -52,6 +52,8 @@ guards() ->
             {complete, [<<"id">>, "a"]},
             {complete, [<<"id">>, <<"a">>, []]},
             {prefill_only, [<<"id">>, <<"a">>]},
+            {prefill_only, [<<"id">>, [1], []]},
+            {end_session, [id, session]},
             {infer, [<<"id">>, <<"a">>, #{}, Self]},
             {infer, [<<"id">>, [1], [], Self]},
             {infer, [<<"id">>, [1], #{}, shell]},

@@ -42,6 +42,7 @@ completion() ->
                 committed_tokens,
                 finish_key,
                 cache_hit_kind,
+                cache_delta,
                 finish_reason,
                 stats
             ]),
@@ -66,7 +67,8 @@ prefill() ->
     erllama_test_env:stub(#{policy => Policy, fingerprint => crypto:strong_rand_bytes(32)}, fun(Model) ->
         Tokens = lists:seq(1, 100),
         {ok, #{finish_key := Key} = Result} = erllama:prefill_only(Model, Tokens),
-        ?assertEqual(4, maps:size(Result)),
+        ?assertEqual(5, maps:size(Result)),
+        ?assertMatch(#{cache_delta := #{read := 0, created := 100}}, Result),
         ?assertEqual(32, byte_size(Key)),
         ?assertMatch(#{context_tokens := Tokens, committed_tokens := 100}, Result),
         {ok, Ref} = erllama:infer(
@@ -74,7 +76,16 @@ prefill() ->
         ),
         {erllama_done, Ref, Stats} = lists:last(erllama_test_env:collect(Ref)),
         ?assertMatch(#{cache_hit_kind := partial, prompt_tokens := 102}, Stats),
-        ?assertMatch(#{kind := partial, prefix_len := 100}, erllama:last_cache_hit(Model))
+        ?assertMatch(#{kind := partial, prefix_len := 100}, erllama:last_cache_hit(Model)),
+        Session = {chat, [1.0]},
+        Sticky = #{session_id => Session},
+        {ok, _} = erllama:prefill_only(Model, Tokens, Sticky),
+        ?assertMatch(
+            {ok, #{cache_hit_kind := sticky, cache_delta := #{read := 100, created := 1}}},
+            erllama:prefill_only(Model, Tokens ++ [3], Sticky)
+        ),
+        ?assertEqual(ok, erllama:end_session(Model, Session)),
+        ?assertEqual(ok, erllama:end_session(Model, unknown))
     end).
 
 stream_order() ->
@@ -101,7 +112,8 @@ stream_order() ->
                 finish_reason,
                 cancelled,
                 finish_key,
-                committed_tokens
+                committed_tokens,
+                cache_delta
             ]),
             lists:sort(maps:keys(Stats))
         ),

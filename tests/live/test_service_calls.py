@@ -37,10 +37,11 @@ def llm(peer: ErlNode, root: Path) -> Iterator[Serving]:
 
 
 RESULT = (
-    "cache_hit_kind,committed_tokens,context_tokens,finish_key,finish_reason,generated,reply,stats"
+    "cache_delta,cache_hit_kind,committed_tokens,context_tokens,finish_key,finish_reason,generated,"
+    "reply,stats"
 )
 STATS = (
-    "cache_hit_kind,cancelled,committed_tokens,completion_tokens,finish_key,finish_reason,"
+    "cache_delta,cache_hit_kind,cancelled,committed_tokens,completion_tokens,finish_key,finish_reason,"
     "generation_ms,prefill_ms,prompt_tokens"
 )
 INFO = (
@@ -134,9 +135,18 @@ CALLS = [
     (
         "prefill_only",
         f"{MODEL}, [1, 2, 3]",
-        "fun({ok, Result}) -> lists:sort(maps:to_list(maps:remove(cache_hit_kind, Result))) end",
+        """fun({ok, #{cache_delta := #{read := 0, created := 0}} = Result}) ->
+                   Rest = maps:without([cache_hit_kind, cache_delta], Result),
+                   lists:sort(maps:to_list(Rest)) end""",
         "[{committed_tokens,3},{context_tokens,[1,2,3]},{finish_key,undefined}]",
     ),
+    (
+        "prefill_only",
+        f"{MODEL}, lists:seq(1, 40), #{{parent_key => undefined}}",
+        "fun({ok, #{cache_delta := #{read := R, created := C}}}) -> R + C end",
+        "40",
+    ),
+    ("end_session", f"{MODEL}, [make_ref() | {{self()}}]", "fun(Answer) -> Answer end", "ok"),
     (
         "infer",
         f"{MODEL}, [1, 2], #{{response_tokens => 1}}, self()",
@@ -361,6 +371,41 @@ class TestTerms:
         options = '#{<<"response_tokens">> => 3}'
         generated = f'{{ok, #{{generated := G}}}} = erllama:complete({MODEL}, <<"a">>, {options})'
         assert llm.eval(f"begin {generated}, length(G) end") == "3"
+
+    def test_prefills_chain(self, llm: Serving) -> None:
+        chained = f"""begin
+            A = lists:seq(7000, 7019), B = [1, 2, 3],
+            {{ok, #{{finish_key := K, cache_delta := #{{read := 0, created := 20}}}}}} =
+                erllama:prefill_only({MODEL}, A, #{{}}),
+            {{ok, #{{cache_hit_kind := Kind, cache_delta := #{{read := R, created := C}}}}}} =
+                erllama:prefill_only({MODEL}, A ++ B, #{{parent_key => K}}),
+            {{Kind, R, C}}
+        end"""
+        assert llm.eval(chained) == "{partial,20,3}"
+
+    @pytest.mark.parametrize(
+        "session",
+        [
+            *("a", "1", "1.0", '<<"a">>', '"charlist"', "{a, #{[1.0] => b, 2 => c}}", "[]"),
+            *("self()", "false", "[a | b]", "<<1:3>>", "fun erllama:models/0"),
+        ],
+    )
+    def test_a_session_is_named_by_any_term(self, llm: Serving, session: str) -> None:
+        going_on = f"""begin
+            S = {session},
+            L = lists:seq(8000, 8014),
+            {{ok, #{{cache_hit_kind := First}}}} =
+                erllama:prefill_only({MODEL}, L, #{{session_id => S}}),
+            true = First =/= sticky,
+            {{ok, R}} = erllama:infer({MODEL}, L ++ [1, 2],
+                                      #{{session_id => S, response_tokens => 2}}, self()),
+            #{{cache_hit_kind := Kind, cache_delta := #{{read := Read, created := Created}}}} =
+                receive {{erllama_done, R, Stats}} -> Stats after 5000 -> late end,
+            #{{kind := sticky, prefix_len := 15}} = erllama:last_cache_hit({MODEL}),
+            ok = erllama:end_session({MODEL}, S),
+            {{Kind, Read, Created}}
+        end"""
+        assert llm.eval(going_on) == "{sticky,15,4}"
 
     def test_warm_is_said(self, llm: Serving) -> None:
         """A reply does not wait for the save of its end."""

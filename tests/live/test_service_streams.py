@@ -80,10 +80,24 @@ class TestOrder:
             {{erllama_done, Stats}} = lists:last(({COLLECT})(R)),
             #{{prompt_tokens := 3, completion_tokens := 2, prefill_ms := P, generation_ms := G,
               cache_hit_kind := cold, finish_reason := length, cancelled := false,
-              finish_key := undefined, committed_tokens := 5}} = Stats,
+              finish_key := undefined, committed_tokens := 5,
+              cache_delta := #{{read := 0, created := 0}}}} = Stats,
             {{maps:size(Stats), is_integer(P), is_integer(G)}}
         end""")
-        assert seen == "{9,true,true}"
+        assert seen == "{10,true,true}"
+
+    def test_a_busy_session_is_an_error_at_once(self, llm: Serving) -> None:
+        refused = f"""begin
+            O = #{{session_id => {{busy, 1}}, response_tokens => 200}},
+            {{ok, R}} = erllama:infer({SLOW}, [1, 2], O, self()),
+            E = erllama:infer({SLOW}, [1, 2], O, self()),
+            {{error, sticky_busy}} = erllama:complete({SLOW}, <<"a">>, O),
+            {{error, sticky_busy}} = erllama:prefill_only({SLOW}, [1], O),
+            ok = erllama:end_session({SLOW}, {{busy, 1}}),
+            ok = erllama:cancel(R),
+            receive {{erllama_done, R, _}} -> E after 5000 -> late end
+        end"""
+        assert llm.eval(refused) == "{error,sticky_busy}"
 
     def test_no_tokens_is_only_done(self, llm: Serving) -> None:
         seen = stream(llm, MODEL, "[1]", "#{response_tokens => 0}")

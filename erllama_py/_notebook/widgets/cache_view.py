@@ -21,7 +21,13 @@ import anywidget
 import traitlets
 
 import erllama_py
-from erllama_py._notebook.report import ROW_HEADS, cache_report, cache_rows, cache_words
+from erllama_py._notebook.report import (
+    ROW_HEADS,
+    cache_report,
+    cache_rows,
+    cache_words,
+    session_count,
+)
 from erllama_py._notebook.text import size
 
 __all__ = ("PAGE_ROWS", "CacheView", "view_state")
@@ -132,7 +138,7 @@ def view_state(page: int) -> dict[str, Any]:
     rows = cache_rows(snapshot["rows"], names)
     return {
         "words": cache_words(counters, snapshot),
-        "models": [f"{info['id']}: {info['phase']}" for info in infos],
+        "models": [f"{info['id']}: {info['phase']}{_kept(info['id'])}" for info in infos],
         "counters": [
             ["exact hits", counters["hits_exact"]],
             ["prefix hits", counters["hits_longest_prefix"]],
@@ -158,3 +164,9 @@ def view_state(page: int) -> dict[str, Any]:
         "page": page,
         "pages": pages,
     }
+
+
+def _kept(model: str) -> str:
+    """Say how many sessions have a sequence in a model's context, where any has."""
+    count = session_count(model)
+    return f", {count} session{'' if count == 1 else 's'}" if count else ""

@@ -317,7 +317,7 @@ def test_a_queued_first_request_has_its_session_already(load: Any) -> None:
     model = load(stub_opts=SLOW)
     running = model.start(PROMPT, None, 1000)
     queued = model.start(PROMPT, "a")
-    with pytest.raises(ErllamaError, match="sticky_busy|not over"):
+    with pytest.raises(ErllamaError, match="not over"):
         model.start(PROMPT, "a")
     api.cancel(queued.ref)
     assert model.done(queued)["cancelled"]
@@ -512,7 +512,7 @@ def test_a_refused_request_leaves_the_session_as_it_was(load: Any) -> None:
     for tokens in ([], [*range(100)], [-1]):
         with pytest.raises(ErllamaError):
             model.start(tokens, "a")
-    with pytest.raises(ErllamaError, match="context_overflow|cells|tokens"):
+    with pytest.raises(ErllamaError, match="context"):
         api.complete(model.id, "x " * 100, {"session_id": "a"})
     assert model.kept == {"a": 17}
     assert model.run([*PROMPT, *model.tail("a"), 4], "a")["cache_hit_kind"] == "sticky"

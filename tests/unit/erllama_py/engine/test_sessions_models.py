@@ -59,13 +59,12 @@ def prompt_of(model: api.Model, length: int) -> list[int]:
 
 def test_the_same_greedy_tokens_in_a_session_as_cold(models: tuple[api.Model, api.Model]) -> None:
     warm, cold = models
-    prompt = prompt_of(warm, 90)
+    prompt, before = prompt_of(warm, 90), 0
     for turn in range(4):
         said, stats = say(warm, prompt, 10, session_id="talk")
         assert said == say(cold, prompt, 10)[0]
         assert stats["cache_hit_kind"] == ("sticky" if turn else "cold")
-        if turn:
-            assert stats["cache_delta"]["read"] == before
+        assert stats["cache_delta"]["read"] == before
         before = stats["committed_tokens"]
         prompt = [*prompt, *said, *warm.tokenize(f" Then, on day {turn},")]
     assert [one["session_id"] for one in warm.sessions] == ["talk"]
@@ -99,11 +98,8 @@ def test_many_talks_on_few_slots_say_what_they_say_alone(
         for turn in range(3):
             said, _ = say(warm, prompt, 3, session_id=number)
             turns.append((prompt, said))
-            if chance.random() < 0.3:
-                prompt = prompt[: len(prompt) - 5]  # said otherwise
-            else:
-                prompt = [*prompt, *said]
-            prompt = [*prompt, *warm.tokenize(f" {turn}")]
+            otherwise = chance.random() < 0.3
+            prompt = [*(prompt[:-5] if otherwise else prompt + said), *warm.tokenize(f" {turn}")]
         return turns
 
     with ThreadPoolExecutor(4) as pool:
