@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from erllama_py._cache.divergence import Divergence
 from erllama_py._cache.grade import Grade
 from erllama_py._cache.trie import TOKEN_BYTES
+from erllama_py._engine.frames import unpack_tokens
 from erllama_py._engine.noted import Noted, Past
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Ref, text_of
@@ -62,13 +63,17 @@ def explain_request(host: ModelHost, what: Ref | Mapping[str, Any] | None) -> di
         raise _not_remembered(host.id, what)
     if past.lookup is None:
         if past.kind == "sticky":
-            return _sticky(past)
+            return _sticky(past.prompt_len, past.prefix_len)
         return _unlooked(past.prompt_len, past, caching=host.cache.namespace is not None)
     return _explanation(host, past.lookup, past)
 
 
 def explain_prompt(host: ModelHost, tokens: bytes, options: RequestOptions) -> dict[str, Any]:
     """Explain what the next admission of a prompt would find."""
+    if options.session is not None and not options.generate.bit:
+        prompt = unpack_tokens(tokens)
+        if held := host.sessions.goes_on(options.session, prompt):
+            return _sticky(len(prompt), held)
     noted = host.cache.preview(tokens, options.generate, options.parent_key)
     if noted is None:
         return _unlooked(len(tokens) // TOKEN_BYTES, None, caching=False)
@@ -147,10 +152,10 @@ def _unlooked(total: int, past: Past | None, *, caching: bool) -> dict[str, Any]
     return {**answer, "reason": Atom(reason), "why": words}
 
 
-def _sticky(past: Past) -> dict[str, Any]:
-    """Return the map of a request that went on in the sequence of its session."""
-    words = f"{past.prefix_len} of {_count(past.prompt_len)} were in the context, as its session's"
-    answer = _map(past.prompt_len, past.kind, past.prefix_len)
+def _sticky(total: int, held: int) -> dict[str, Any]:
+    """Return the map of a prompt that goes on in the sequence of its session."""
+    words = f"{held} of {_count(total)} are in the context, as its session's"
+    answer = _map(total, "sticky", held)
     return {**answer, "reason": Atom("sticky"), "why": words, "exactness": Atom("token")}
 
 

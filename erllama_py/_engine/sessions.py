@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from erllama_py.errors import ErllamaError
@@ -107,6 +108,15 @@ class Sessions:
                 return None
             self._drop(session)
             return session.number
+
+    def goes_on(self, key: SessionKey, tokens: array[int]) -> int:
+        """Return how many tokens of a session a prompt could go on from now."""
+        with self._lock:
+            session = self._by_key.get(key)
+            if session is None or session.busy or session.request is None:
+                return 0
+            kept = session.request.tokens[: session.tokens]
+            return session.tokens if kept == tokens[: session.tokens] else 0
 
     def all(self) -> list[dict[str, Any]]:
         """Return the sessions, those used longest ago first; see ``api.list_sessions``."""

@@ -34,7 +34,8 @@ def _hit(answer: Mapping[str, Any], model: str) -> str:
     line = f"{answer['kind']} on {model}: {found} of {total} tokens"
     if found:
         kinds = [kind for kind in _TIERS if answer["tiers"].get(kind)]
-        line += f" from {' and '.join(_TIERS[kind] for kind in kinds) or 'the cache'}"
+        place = "the context" if answer["kind"] == "sticky" else "the cache"
+        line += f" from {' and '.join(_TIERS[kind] for kind in kinds) or place}"
     times = [
         f"{what} {answer[key]:.1f} ms"
         for what, key in (("lookup", "lookup_ms"), ("restore", "restore_ms"))

@@ -107,8 +107,8 @@ def explain(model: ModelArg, what: Any = None, options: Options | None = None) -
     :param what: a prompt, as text or tokens, for what the next admission would find; or a
         request: a :class:`~erllama_py.types.Ref`, a :class:`Stream`, the result of a
         completion, its ``stats``, or a ``done`` event; nothing for the latest admitted.
-    :param options: of the request that the prompt would be: ``exactness`` and
-        ``parent_key`` count.
+    :param options: of the request that the prompt would be: ``exactness``,
+        ``parent_key`` and ``session_id`` count.
     :raises ErllamaError: ``not_found``: the request is not remembered, or there was none;
         for a prompt as :func:`infer`.
     :raises ModelGone: unknown model.

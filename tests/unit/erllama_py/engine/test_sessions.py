@@ -192,7 +192,17 @@ def test_the_next_request_goes_on_and_moves_no_counter(
     assert model.kept == {"a": 19}
     told = api.explain(model.id)
     assert (told["reason"], told["via"], told["prefix_len"]) == ("sticky", None, 15)
-    assert "15 of 17 tokens were in the context" in told["why"]
+    assert "15 of 17 tokens are in the context" in told["why"]
+    again = [*context, 90, 91, *stats["said"]]
+    for prompt, options, reason in (
+        (again, {"session_id": "a"}, "sticky"),
+        ([*again, 1], {"session_id": "a"}, "sticky"),
+        (again[:-1], {"session_id": "a"}, None),
+        (again, {"session_id": "b"}, None),
+        (again, {"session_id": "a", "exactness": "bit"}, None),
+    ):
+        told = api.explain(model.id, prompt, options)
+        assert (told["reason"] == "sticky") == (reason == "sticky")
 
 
 def test_complete_and_prefill_go_on_too(load: Any) -> None:

@@ -143,3 +143,20 @@ def test_a_busy_session_is_refused_beside_its_stream() -> None:
             model.complete("x", session_id="a")
         assert refused.value.reason == "sticky_busy"
         assert len(list(stream)) > 0
+
+
+def test_verify_takes_the_room_of_sessions_and_embed_does_not() -> None:
+    with loaded(smollm2_path(), 2, cached=True) as model:
+        prompt = prompt_of(model, 40)
+        said, _ = say(model, prompt, 5, session_id="a")
+        vector = model.embed(prompt)
+        assert [one["tokens"] for one in model.sessions] == [45]
+        asked = (str(model), prompt, said[:3], 3)
+        first = api.verify(*asked)
+        assert first == (3, said[3])
+        assert model.sessions == []
+        again, stats = say(model, [*prompt, *said], 5, session_id="a")
+        assert stats["cache_hit_kind"] in ("exact", "partial")
+        assert len(again) == 5
+        assert api.verify(*asked) == first
+        assert model.embed(prompt) == vector
