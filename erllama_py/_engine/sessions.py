@@ -35,6 +35,8 @@ class _Session:
         self.number = next_serial()
         self.request: Request | None = None
         """The latest."""
+        self.open: set[int] = set()
+        """Requests of which the engine may yet keep something: over, maybe, but not closed."""
         self.tokens = 0
         """In the context, waiting for the next request."""
         self.since = time.monotonic()
@@ -70,6 +72,7 @@ class Sessions:
                     "wait for it, or take another session_id",
                 )
             session.request = request
+            session.open.add(request.id)
             request.session = session.number
 
     def _begin(self, key: SessionKey) -> _Session:
@@ -90,7 +93,8 @@ class Sessions:
         """Nothing more will come of a request."""
         with self._lock:
             session = self._by_number.get(request.session)
-            if session is not None and session.request is request:
+            if session is not None:
+                session.open.discard(request.id)
                 self._settle(session)
 
     def forget_kept(self) -> None:
@@ -98,6 +102,7 @@ class Sessions:
         with self._lock:
             for session in list(self._by_number.values()):
                 session.tokens = 0
+                session.open.clear()
                 self._settle(session)
 
     def end(self, key: SessionKey) -> int | None:
@@ -133,7 +138,7 @@ class Sessions:
             ]
 
     def _settle(self, session: _Session) -> None:
-        if not session.tokens and not session.busy:
+        if not (session.tokens or session.open or session.busy):
             self._drop(session)
 
     def _drop(self, session: _Session) -> None:

@@ -505,6 +505,16 @@ def test_a_request_cancelled_in_the_queue_leaves_the_session_as_it_was(load: Any
     model.settle()
 
 
+def test_one_that_is_cancelled_right_behind_a_reply_leaves_what_that_keeps(load: Any) -> None:
+    model = load(slots=2, stub_opts={"step_delay_ms": 20})
+    model.done(model.start(PROMPT, "a"))
+    behind = model.start([*PROMPT, 1], "a")  # the first has its last token to evaluate yet
+    api.cancel(behind.ref)
+    assert model.done(behind)["cancelled"]
+    model.settle()
+    assert model.kept == {"a": 17}
+
+
 def test_a_failed_request_ends_its_session(load: Any) -> None:
     model = load(stub_opts={"fail_at_step": 4})
     model.run(PROMPT, "a")  # three steps
@@ -582,7 +592,7 @@ def test_a_model_that_ends_forgets_its_sessions() -> None:
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_many_sessions_on_few_slots_lose_no_slot_and_hang_nobody(
