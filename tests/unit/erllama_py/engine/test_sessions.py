@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from erllama_py import api
 from erllama_py._engine import worker
 from erllama_py._engine.registry import core
+from erllama_py._engine.request import Request
 from erllama_py._engine.scheduler import Scheduler
-from erllama_py.config import EVERYDAY_POLICY
+from erllama_py._engine.sessions import Sessions
+from erllama_py.config import EVERYDAY_POLICY, GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.testing import record, stub_model
 from erllama_py.types import Atom, session_key
@@ -505,14 +507,31 @@ def test_a_request_cancelled_in_the_queue_leaves_the_session_as_it_was(load: Any
     model.settle()
 
 
-def test_one_that_is_cancelled_right_behind_a_reply_leaves_what_that_keeps(load: Any) -> None:
-    model = load(slots=2, stub_opts={"step_delay_ms": 20})
-    model.done(model.start(PROMPT, "a"))
-    behind = model.start([*PROMPT, 1], "a")  # the first has its last token to evaluate yet
-    api.cancel(behind.ref)
-    assert model.done(behind)["cancelled"]
-    model.settle()
-    assert model.kept == {"a": 17}
+def test_a_name_stays_until_all_its_requests_are_closed() -> None:
+    """One is cancelled in the queue while the one before still has a token to evaluate."""
+
+    def request() -> Request:
+        return Request("infer", GenerateOptions(), session=session_key("a"))
+
+    def end(one: Request) -> None:
+        one.on_error(ErllamaError("any"))
+
+    sessions, first, second = Sessions(), request(), request()
+    sessions.take(first)
+    end(first)
+    sessions.take(second)
+    assert first.session == second.session
+    end(second)
+    sessions.kept(second.session, 0)
+    sessions.over(second)
+    sessions.kept(first.session, 17)
+    sessions.over(first)
+    assert [one["tokens"] for one in sessions.all()] == [17]
+    sessions.kept(first.session, 0)
+    assert sessions.all() == []
+    again = request()
+    sessions.take(again)
+    assert again.session != first.session
 
 
 def test_a_failed_request_ends_its_session(load: Any) -> None:
