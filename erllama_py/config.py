@@ -204,7 +204,7 @@ def parse_request(
             bit=exact == "bit",
         ),
         _digest(given, "parent_key"),
-        parse_session(_given_session(options)),
+        parse_session(given.get("session_id", _named_undefined(options))),
     )
 
 
@@ -245,8 +245,8 @@ def policy_settings() -> Policy:
 # -- parts ------------------------------------------------------------------------------
 
 
-def _given_session(options: Mapping[Any, Any]) -> Any:
-    """Return a ``session_id`` as it was given: the text ``undefined`` is one, too."""
+def _named_undefined(options: Mapping[Any, Any]) -> Any:
+    """Return a ``session_id`` as it was given: the text ``undefined`` counts as one."""
     names = ("session_id", b"session_id")
     return next((value for key, value in options.items() if key in names), None)
 
