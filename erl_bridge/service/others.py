@@ -70,6 +70,7 @@ class OtherModules:
         """Register the servers' names."""
         for name in SERVERS:
             self._node.register_name(name, _Server())
+        self._tiers.start()
 
     def close(self) -> None:
         """Let go of what peers hold; tier servers live on."""

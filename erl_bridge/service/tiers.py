@@ -25,6 +25,7 @@ from erllama_py.otp.cache_disk_srv import TierPid
 __all__ = ("TierProcesses",)
 
 _NORMAL: Final = Atom("normal")
+_SHUTDOWN: Final = Atom("shutdown")
 _KILL: Final = Atom("kill")
 _KILLED: Final = Atom("killed")
 
@@ -42,6 +43,31 @@ class TierProcesses:
         self._by_tier: dict[TierPid, Process] = {}
         self._by_pid: dict[Pid, TierPid] = {}
         self._charlists: set[bytes] = set()
+        self._reasons: dict[TierPid, Any] = {}
+        """Of servers that a peer has asked to end."""
+        self._forget: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        """Register the names of the servers that run, and of those that will."""
+        self._forget = cache_disk_srv.watch(self._watch)
+        for name, tier in cache_disk_srv.running():
+            self._node.run_in_loop(self._register, name, tier)
+
+    def _watch(self, what: str, name: str, tier: TierPid) -> None:
+        with self._lock:
+            process = self._by_tier.get(tier)
+        with contextlib.suppress(RuntimeError):  # the node ends at this moment
+            if what == "up":
+                self._node.run_in_loop(self._register, name, tier)
+            elif process is not None:
+                process.exit(self._reasons.pop(tier, _SHUTDOWN))
+
+    def _register(self, name: str, tier: TierPid) -> None:
+        """Give a server its name, where nobody else has it; in the loop."""
+        with contextlib.suppress(ValueError):
+            process = self._process(tier)
+            if process.name is None:
+                self._node.register_name(name, process)
 
     def tier_of(self, pid: Pid) -> TierPid | None:
         """Return the tier server a pid stands for, ended ones included."""
@@ -80,6 +106,9 @@ class TierProcesses:
 
     def close(self) -> None:
         """End the processes; the servers live on."""
+        if self._forget is not None:
+            self._forget()
+            self._forget = None
         with self._lock:
             processes = list(self._by_tier.values())
             self._by_tier.clear()
@@ -97,8 +126,10 @@ class TierProcesses:
 
     def _spawn(self, tier: TierPid) -> Process:
         async def stop(process: Process, reason: Any) -> None:
+            self._reasons[tier] = reason
             with contextlib.suppress(ErllamaError):  # stopped already
                 await anyio.to_thread.run_sync(cache_disk_srv.stop, tier)
+            self._reasons.pop(tier, None)
             process.exit(reason)
 
         def asked(_pid: Pid, reason: Any) -> None:

@@ -26,11 +26,11 @@ from erllama_py._cache.writer import Places
 from erllama_py._engine.registry import core
 from erllama_py._machine.environment import Environment
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
-from erllama_py.otp._servers import Server, Servers, TierPid, directory_of
+from erllama_py.otp._servers import Server, Servers, TierPid, directory_of, tell
 from erllama_py.otp._source import CachedRow, CacheSource, Source
 from erllama_py.types import Atom, Ref, next_serial
 
-__all__ = ("Index", "Pin", "index", "key_argument")
+__all__ = ("Index", "Pin", "index", "key_argument", "made")
 
 TIERS: Final = ("ram", "ram_file", "disk")
 
@@ -394,6 +394,7 @@ class Index:
             raise
         for entry in server.rows.scan().entries:
             self._insert_entry(server, entry)
+        tell("up", server)
         return server.pid
 
     def server(self, which: Any) -> Server:
@@ -430,6 +431,7 @@ class Index:
                 if row.path == os.fsencode(server.rows.path_of(row.key)):
                     self._table.remove(row.key)
         self.source.counters.besides(_GAUGES[server.kind], -server.rows.stored)
+        tell("down", server)
 
     def rescan(self, server: Server) -> list[Entry]:
         """Scan a server's directory again, put new rows in and take lost ones out."""
@@ -468,6 +470,11 @@ class _Home:
         self._cache: object = None
         self._index: Index | None = None
 
+    @property
+    def present(self) -> Index | None:
+        """The index, if it was asked for before."""
+        return self._index
+
     def index(self, cache: Cache) -> Index:
         """Return the index over a cache; a new one where the core has a new cache."""
         with self._lock:
@@ -482,6 +489,11 @@ _home = _Home()
 def index() -> Index:
     """Return the index over this process's cache."""
     return _home.index(core().cache)
+
+
+def made() -> Index | None:
+    """Return the index if there is one: looking makes none, nor a cache."""
+    return _home.present
 
 
 def key_argument(value: Any) -> bytes:

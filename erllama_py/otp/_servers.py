@@ -14,7 +14,7 @@ from erllama_py._cache.kvcfile import KvcDirectory
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.types import Atom, next_serial
 
-__all__ = ("Server", "Servers", "TierPid", "directory_of")
+__all__ = ("Server", "ServerWatcher", "Servers", "TierPid", "directory_of", "tell", "watch")
 
 
 class TierPid(msgspec.Struct, frozen=True):
@@ -31,6 +31,18 @@ class Server(msgspec.Struct):
     """``disk`` or ``ram_file``."""
     pid: TierPid
     rows: KvcDirectory
+
+
+ServerWatcher = Callable[[str, Atom, TierPid], None]
+"""Called with ("up" | "down", name, pid); must not block or raise."""
+
+_watchers: list[ServerWatcher] = []
+
+
+def watch(watcher: ServerWatcher) -> Callable[[], None]:
+    """Call ``watcher`` at every start and end of a server; return what ends this."""
+    _watchers.append(watcher)
+    return lambda: _watchers.remove(watcher)
 
 
 class Servers:
@@ -94,6 +106,12 @@ class Servers:
             if path is not None and os.fsencode(server.rows.path_of(key)) == path:
                 return server
         return None
+
+
+def tell(what: str, server: Server) -> None:
+    """Tell the watchers that a server serves, or that nothing is left of it."""
+    for watcher in tuple(_watchers):
+        watcher(what, server.name, server.pid)
 
 
 def directory_of(value: Any) -> Path:

@@ -7,7 +7,7 @@ Servers are named by atom or by what :func:`start_link` returned.  Paths come ba
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,9 +17,10 @@ from erllama_py._cache.kvcfile import KvcDirectory, Saved, Staged
 from erllama_py._cache.reservations import TTL_NS
 from erllama_py._engine import exchange
 from erllama_py.errors import BadCall, ErllamaError
-from erllama_py.otp._index import Index, index, key_argument
+from erllama_py.otp._index import Index, index, key_argument, made
 from erllama_py.otp._meta import meta_of
-from erllama_py.otp._servers import Server, TierPid, directory_of
+from erllama_py.otp._servers import Server, ServerWatcher, TierPid, directory_of
+from erllama_py.otp._servers import watch as _watch
 from erllama_py.types import Atom
 
 __all__ = (
@@ -30,11 +31,13 @@ __all__ = (
     "directories",
     "load",
     "publish",
+    "running",
     "save",
     "scan",
     "start_link",
     "stop",
     "touch_hits",
+    "watch",
     "write_tmp",
 )
 
@@ -215,6 +218,20 @@ def dir(server: Any) -> bytes:  # noqa: A001 - the original's name
 def directories() -> list[bytes]:
     """Return the directories of the servers that run.  Not in the original."""
     return [os.fsencode(server.rows.dir) for server in index().servers.all()]
+
+
+def running() -> list[tuple[Atom, TierPid]]:
+    """Return (name, pid) of the servers that run.  Not in the original."""
+    here = made()  # or else nobody has started one
+    return [(server.name, server.pid) for server in here.servers.all()] if here else []
+
+
+def watch(watcher: ServerWatcher) -> Callable[[], None]:
+    """Call ``watcher("up" | "down", name, pid)`` as servers come and go.
+
+    It must be quick.  Returns a function that ends it.  Not in the original.
+    """
+    return _watch(watcher)
 
 
 def scan(server: Any) -> list[tuple[bytes, bytes, int]]:

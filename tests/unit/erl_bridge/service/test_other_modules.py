@@ -232,6 +232,8 @@ def test_any_call_is_answered_with_a_term_or_one_of_erlangs_failures(
     if function in ("acquire", "save", "lookup_exact_or_wait", "set_max_concurrent", "save_load"):
         args = [0 if type(arg) is int or arg is Atom("infinity") else arg for arg in args]
     args = [ended if isinstance(arg, Pid) else arg for arg in args]
+    if function in ("stop", "stop_model"):  # the other tests need it
+        args = [b"another" if arg == MODEL else arg for arg in args]
     failure: ErlangError | None = None
     try:
         encode(call(node, what, *args, caller=ended))
@@ -244,7 +246,7 @@ def test_any_call_is_answered_with_a_term_or_one_of_erlangs_failures(
     for info in api.list_models():
         if info["id"] != MODEL.decode():
             api.unload(info["id"])
-    assert call(node, "registry:whereis_name", MODEL) is not UNDEFINED
+    assert isinstance(call(node, "registry:whereis_name", MODEL), Pid)
 
 
 # -- the index ----------------------------------------------------------------------------
@@ -395,6 +397,26 @@ def test_a_servers_name_is_registered_and_its_own(
     taken = call(node, "cache_disk_srv:start_link", Atom("rex"), os.fsencode(root / "again"))
     assert taken == (ERROR, (Atom("already_started"), rex.pid))
     assert node.node.whereis("rex") is rex
+
+
+def test_a_server_has_its_name_however_it_was_started(node: ErllamaNode, root: Path) -> None:
+    """From Python, and again after it was stopped: its name stands for the life that runs."""
+    name = "by_python"
+    assert node.node.whereis(name) is None
+    pids = []
+    for _ in range(2):
+        tier = cache_disk_srv.start_link(name, root / name)
+        wait_for(lambda: node.node.whereis(name))
+        process = node.node.whereis(name)
+        assert process is not None
+        assert call(node, "cache_disk_srv:dir", Atom(name)) == os.fsencode(root / name)
+        assert call(node, "cache_disk_srv:dir", process.pid) == os.fsencode(root / name)
+        pids.append(process.pid)
+        assert ("by_python", tier) in cache_disk_srv.running()
+        cache_disk_srv.stop(name)
+        wait_for(lambda: node.node.whereis(name) is None)
+        assert not process.alive
+    assert pids[0] != pids[1]
 
 
 def test_a_server_that_is_not_there(node: ErllamaNode) -> None:

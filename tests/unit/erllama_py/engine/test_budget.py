@@ -229,7 +229,6 @@ class TestRaces:
         api.cancel(streams[0].ref)
         assert record(streams[0])[-1].kind == "done"
 
-
     def test_an_interrupted_eviction_leaves_nothing_half_gone(self, models, monkeypatch) -> None:
         """Ctrl-C in a notebook, while a load makes room."""
         for name in "ab":
