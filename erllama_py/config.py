@@ -25,7 +25,9 @@ from erllama_py._machine.catalogue import resolve_model
 from erllama_py._machine.cpus import default_threads
 from erllama_py._machine.environment import Environment, Setting
 from erllama_py._machine.fingerprint import MODES
-from erllama_py._machine.gguf import GgufError, bits_of, quantisation
+from erllama_py._machine.gguf import GgufError, bits_of, quantisation, template_names
+from erllama_py._templates.choice import is_template
+from erllama_py._templates.families import FAMILIES
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom, SessionKey, session_key
 
@@ -56,6 +58,7 @@ EVERYDAY_POLICY: Final = {
 millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
 
 _MAX_ATOM_CHARS: Final = 255
+_MAX_TEMPLATE: Final = 1 << 20
 _MAX_SHARE: Final = 1e30
 """Of a device in ``tensor_split``: the engine computes with 32-bit floats."""
 
@@ -88,6 +91,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     in_process: bool
     keep: bool = False
     """Never evicted to make room for another model."""
+    chat_template: str | None = None
+    """A template's text, or the name of one; ``None``: the file's own."""
 
     @property
     def model_path(self) -> str:
@@ -174,6 +179,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         caching=_flag(options, "cache", default=True),
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
         keep=_flag(options, "keep", default=False),
+        chat_template=_chat_template(options, model_path),
     )
 
 
@@ -280,6 +286,22 @@ def _quantisation(options: Mapping[str, Any], path: str) -> tuple[str, int]:
             found = None
     name, nominal = (given, bits_of(given) or 16) if given else (found or ("f16", 16))
     return name, nominal if bits is None else bits
+
+
+def _chat_template(options: Mapping[str, Any], path: str) -> str | None:
+    """Return the text or the name of a template; a name is one that there is."""
+    given = options.get("chat_template")
+    if given is None:
+        return None
+    text = given.decode(errors="replace") if isinstance(given, bytes) else given
+    if not isinstance(text, str) or not 0 < len(text) <= _MAX_TEMPLATE:
+        raise invalid("chat_template", given, "the text of a template, or a name such as chatml")
+    if not is_template(text) and text not in FAMILIES:
+        there = template_names(path) if path else []
+        if text not in there:
+            known = ", ".join(sorted({*there, *FAMILIES}))
+            raise invalid("chat_template", given, f"a Jinja text, or one of {known}")
+    return str(text)
 
 
 def _model_options(options: Mapping[str, Any]) -> ModelOptions:

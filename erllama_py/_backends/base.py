@@ -185,6 +185,8 @@ class BackendInfo(msgspec.Struct, frozen=True):
     Not n_ctx, n_batch, n_seq_max: blocks are bit-equal across them."""
     description: str
     """One line for people: family, size, quantisation."""
+    chat_templates: dict[str, str] = {}
+    """Further templates of the file, by name."""
     generates: bool = True
     """False for an encoder, which only embeds."""
     verifies: bool = False
@@ -247,6 +249,9 @@ class Backend(Protocol):
         :raises BackendError: ``too_large`` over 4 MiB of text or 1 048 576 tokens;
             ``tokenize_failed``.
         """
+
+    def control_texts(self) -> list[bytes]:
+        """Return the spellings of the vocabulary's control tokens."""
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Concatenate the tokens' pieces; control tokens render empty.

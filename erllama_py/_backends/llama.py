@@ -157,6 +157,10 @@ class LlamaBackend:
         """Tokenise; see the contract for limits and errors."""
         return self._vocab.tokenize(text, special=special, parse_special=parse_special)
 
+    def control_texts(self) -> list[bytes]:
+        """Return the spellings of the control tokens."""
+        return self._vocab.control_texts()
+
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Concatenate the tokens' pieces."""
         return self._vocab.detokenize(tokens)
@@ -392,6 +396,7 @@ def _info(
         blocks_why_not=obstacle if context else model.block_obstacle(),
         block_bytes=0,
         chat_template=model.chat_template(),
+        chat_templates=model.chat_templates(),
         bos=vocab.bos_text(),
         eos=vocab.eos_text(),
         identity=engine_identity(model, context, config.context),

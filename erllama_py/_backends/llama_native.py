@@ -104,6 +104,9 @@ def start() -> None:
         _Started.done = True
 
 
+_NAMED_TEMPLATES = b"tokenizer.chat_template."
+
+
 class ModelHandle:
     """A loaded model.
 
@@ -145,6 +148,19 @@ class ModelHandle:
         """Return the default chat template of the file's metadata."""
         text = native.llama_model_chat_template(self.pointer, None)
         return text.decode(errors="replace") if text else None
+
+    def chat_templates(self) -> dict[str, str]:
+        """Return the file's further chat templates by name."""
+        buffer = ctypes.create_string_buffer(256)
+        found: dict[str, str] = {}
+        for number in range(native.llama_model_meta_count(self.pointer)):
+            size = native.llama_model_meta_key_by_index(self.pointer, number, buffer, len(buffer))
+            if not 0 <= size < len(buffer) or not buffer.value.startswith(_NAMED_TEMPLATES):
+                continue
+            name = buffer.value.removeprefix(_NAMED_TEMPLATES)
+            if text := native.llama_model_chat_template(self.pointer, name):
+                found[name.decode(errors="replace")] = text.decode(errors="replace")
+        return found
 
     def metadata(self, key: str) -> str:
         """Return a value of the file's metadata as text; empty without one, or a long one.

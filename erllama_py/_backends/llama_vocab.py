@@ -81,6 +81,18 @@ class Vocab:
         with self._running():
             return bool(native.llama_vocab_is_eog(self._pointer, token))
 
+    def control_texts(self) -> list[bytes]:
+        """See :meth:`erllama_py._backends.base.Backend.control_texts`."""
+        wanted = native.LLAMA_TOKEN_ATTR_CONTROL | native.LLAMA_TOKEN_ATTR_UNKNOWN
+        attributes, text = native.llama_vocab_get_attr, native.llama_vocab_get_text
+        with self._running():
+            return [
+                spelt
+                for token in range(self.n_tokens)
+                if attributes(self._pointer, token) & wanted
+                and (spelt := text(self._pointer, token))
+            ]
+
     def bos_text(self) -> str:
         """Return the written form of the beginning-of-sequence token, or nothing."""
         return self._text(native.llama_vocab_bos(self._pointer))

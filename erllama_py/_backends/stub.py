@@ -124,6 +124,10 @@ class StubBackend:
             raise BackendError("too_large", f"{len(pieces)} tokens; {MAX_TOKENS} at most")
         return list(map(phash2_binary, pieces))
 
+    def control_texts(self) -> list[bytes]:
+        """Return none: there are none."""
+        return []
+
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """Join the numbers by spaces.  Not the inverse of :meth:`tokenize`."""
         if len(tokens) > MAX_TOKENS:

@@ -23,13 +23,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from erllama_py._backends.base import BackendInfo
 from erllama_py._engine.adapters import Adapters, Scales
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.channel import Channel, ChannelClosed
+from erllama_py._engine.chats import Chats
 from erllama_py._engine.ends import died, load_crashed, model_gone, reason_of, stream_ended
 from erllama_py._engine.frames import (
     Accepted,
@@ -63,14 +64,12 @@ from erllama_py._engine.frames import (
     Trace,
     Verified,
 )
-from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
 from erllama_py._engine.request import Request
 from erllama_py._engine.sessions import Sessions
 from erllama_py._engine.tally import Tally
 from erllama_py._engine.transfer import Transfer
-from erllama_py._templates.render import render_request
 from erllama_py.config import LoadConfig
 from erllama_py.errors import ErllamaError, ModelGone
 from erllama_py.types import Atom, ModelPid, Ref, SessionKey, next_serial
@@ -173,7 +172,13 @@ class ModelHost:
         """Monotonic nanoseconds of the last start."""
         self.info: BackendInfo
         """There from the first successful load on."""
-        self._heads = ChatHeads(self._tokenize_chat, cache.keep_head)
+        self.chats = Chats(
+            model_id,
+            self.call,
+            lambda: self.info,
+            config.chat_template,
+            cache,
+        )
 
     # -- life cycle -------------------------------------------------------------------------
 
@@ -261,6 +266,7 @@ class ModelHost:
         """Close a forked child's copy of the socket; the model is the parent's."""
         if self._life:
             self._life.channel.close()
+        self.chats.renderer.abandon()
 
     @property
     def os_pid(self) -> int | None:
@@ -397,21 +403,6 @@ class ModelHost:
             pending.result()
         else:
             life.calls.pop(number, None)
-
-    def chat_tokens(self, request: Mapping[str, Any]) -> bytes:
-        """Render a chat request and tokenise it; its head is kept in the cache from now on.
-
-        :raises ErllamaError: it cannot be rendered.
-        :raises ModelGone: the model is gone.
-        """
-        tokens = self._tokenize_chat(request)
-        if self.cache.keeps_heads:
-            self._heads.note(request, tokens)
-        return tokens
-
-    def _tokenize_chat(self, request: Mapping[str, Any]) -> bytes:
-        tokens: bytes = self.call("tokenize_chat", render_request(self.info, request))
-        return tokens
 
     def request(self, number: int) -> Request | None:
         """Return a live request by its number."""

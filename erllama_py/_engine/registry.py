@@ -246,6 +246,7 @@ class Core:
     def _forget(self, host: ModelHost) -> None:
         """Its id is free from now on; its process may still have to end."""
         host.cache.close()
+        host.chats.renderer.close()
         with self._lock:
             if self._hosts.get(host.id) is host:
                 del self._hosts[host.id]

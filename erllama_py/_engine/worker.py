@@ -30,6 +30,7 @@ from erllama_py._backends import open_backend
 from erllama_py._backends.base import BLOCK, Backend, BackendError
 from erllama_py._cache.policy import prefill_chunk
 from erllama_py._engine.channel import Channel, ChannelClosed, Outbox
+from erllama_py._engine.chat_text import chat_tokens
 from erllama_py._engine.embeddings import Embeddings
 from erllama_py._engine.frames import (
     Accepted,
@@ -300,8 +301,9 @@ def answer(backend: Backend, what: str, data: Any) -> Any:
             tokens = backend.tokenize(data, special=True, parse_special=False)
             return array("I", tokens).tobytes()
         case "tokenize_chat":
-            tokens = backend.tokenize(data, special=True, parse_special=True)
-            return array("I", tokens).tobytes()
+            return array("I", chat_tokens(backend, *data)).tobytes()
+        case "controls":
+            return backend.control_texts()
         case "detokenize":
             return backend.detokenize(unpack_tokens(data))
         case "device_memory":

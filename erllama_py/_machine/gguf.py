@@ -40,6 +40,7 @@ __all__ = (
     "quantisation",
     "read_header",
     "read_layout",
+    "template_names",
 )
 
 FLOAT32, TEXT = 6, 8
@@ -49,6 +50,7 @@ _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _FILE_TYPE: Final = b"general.file_type"
 _ALIGNMENT: Final = b"general.alignment"
+_TEMPLATE: Final = b"tokenizer.chat_template"
 _DEFAULT_ALIGNMENT: Final = 32
 
 _WINDOW: Final = 1 << 20
@@ -137,6 +139,23 @@ def quantisation(path: str | Path) -> tuple[str, int] | None:
         return None
     name = _FILE_TYPES[number]
     return (name, bits_of(name) or 16) if name else None
+
+
+def template_names(path: str | Path) -> list[str]:
+    """Return the names of a file's chat templates; ``default`` is its own.
+
+    Empty where there are none, or the file cannot be read.
+    """
+    try:
+        if not Path(path).is_file():  # a pipe would never end
+            return []
+        with Path(path).open("rb") as file:
+            keys = list(read_header(file).values)
+    except (OSError, GgufError):
+        return []
+    named = [key.removeprefix(_TEMPLATE + b".") for key in keys if key.startswith(_TEMPLATE + b".")]
+    own = [b"default"] if _TEMPLATE in keys else []
+    return [name.decode(errors="replace") for name in own + named]
 
 
 def bits_of(name: str) -> int | None:

@@ -49,7 +49,7 @@ def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
     :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``.
     :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
     """
-    return tokens_of(core().host(model).chat_tokens(request))
+    return tokens_of(core().host(model).chats.tokens(request))
 
 
 def embed(model: ModelArg, tokens: Tokens) -> list[float]:

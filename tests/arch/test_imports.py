@@ -91,6 +91,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._templates.*",
         "erllama_py._engine.*",
         "erllama_py.api.*",
+        "erllama_py.config",  # names of templates
     ),
     "erllama_py._notebook": ("erllama_py._notebook.*", "erllama_py"),
 }
