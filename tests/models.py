@@ -52,6 +52,12 @@ def write_mamba(target: Path, template: str | None = None) -> str:
     return str(target)
 
 
+def chatting_path() -> str:
+    """The Mamba again, whose file has three chat templates: its own, for tools, and short."""
+    target = _cached(f"toy-chatting-{TOY_EDITION}.gguf")
+    return str(target if target.exists() else _written(target, _write_chatting))
+
+
 def hybrid_path() -> str:
     """A Jamba of Mamba, attention, Mamba: a state, and cells of 268 bytes a token."""
     target = _cached(f"toy-jamba-{TOY_EDITION}.gguf")
@@ -87,7 +93,21 @@ def _join_gemma3(target: Path) -> None:
                 shutil.copyfileobj(part, whole, 1 << 20)
 
 
-def _write_mamba(target: Path, template: str | None = None) -> None:
+CHAT_TEMPLATES = {
+    "default": (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    ),
+    "tool_use": "{% for t in tools %}{{ t.function.name }} {% endfor %}{{ messages[-1].content }}",
+    "short": "{{ messages[-1].content }}",
+}
+
+
+def _write_chatting(target: Path) -> None:
+    _write_mamba(target, [{"name": n, "template": t} for n, t in CHAT_TEMPLATES.items()])
+
+
+def _write_mamba(target: Path, template: str | list[dict[str, str]] | None = None) -> None:
     toy = _Toy(target, "mamba", layers=2)
     if template is not None:
         toy.writer.add_chat_template(template)

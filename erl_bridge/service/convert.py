@@ -171,10 +171,13 @@ def bytes_of(iodata: Any) -> bytes | None:
 def chat_request(request: dict[str, Any]) -> dict[str, Any]:
     """Return a converted chat request with its iolists as binaries.
 
-    A role, a content or a system text may be any iodata; what is none stays as it is, to
-    be refused where its place in the request is known.
+    A role, a content, a block's text or a system text may be any iodata, and so may what
+    tools are called; what is none stays as it is, to be refused where its place in the
+    request is known.
     """
     changed = dict(request)
+    if isinstance(tools := request.get("tools"), list):
+        changed["tools"] = [_with_texts(tool, "name", "description") for tool in tools]
     if (system := bytes_of(request.get("system"))) is not None:
         changed["system"] = system
     messages = request.get("messages")
@@ -184,10 +187,18 @@ def chat_request(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: Any) -> Any:
-    if not isinstance(message, dict):
-        return message
-    texts = {key: bytes_of(message[key]) for key in ("role", "content") if key in message}
-    return message | {key: text for key, text in texts.items() if text is not None}
+    changed = _with_texts(message, "role", "content")
+    if isinstance(changed, dict) and isinstance(blocks := changed.get("content"), list):
+        return changed | {"content": [_with_texts(block, "text") for block in blocks]}
+    return changed
+
+
+def _with_texts(value: Any, *keys: str) -> Any:
+    """Return a map with the iodata under these keys as binaries."""
+    if not isinstance(value, dict):
+        return value
+    texts = {key: bytes_of(value[key]) for key in keys if key in value}
+    return value | {key: text for key, text in texts.items() if text is not None}
 
 
 def _key(key: Any) -> Any:

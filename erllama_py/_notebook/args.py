@@ -174,6 +174,7 @@ COMMANDS: Final = {
                 Option(("--slots",), "requests at a time", "N", _whole(1, 255)),
                 Option(("--threads",), "processor threads", "N", _whole(1, 1024)),
                 Option(("--keep",), "not to be evicted to make room for another"),
+                Option(("--chat-template",), "of its chats: a name such as chatml", "NAME"),
                 _EXACTNESS_OPTION,
             ),
         ),

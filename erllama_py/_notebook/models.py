@@ -119,6 +119,7 @@ def _load_config(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         "policy": EVERYDAY_POLICY,
         "context_opts": {key: value for key, value in context.items() if value is not None},
         "context_size": arguments.n_ctx,
+        "chat_template": arguments.chat_template,
         "exactness": arguments.exactness,
         "keep": arguments.keep or None,
     }

@@ -93,7 +93,7 @@ class Model(str):
         """Do :func:`embed`."""
         return embed(self, tokens)
 
-    def chat(self, messages: Sequence[Mapping[str, str]], **request: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **request: Any) -> list[int]:
         """Do :func:`apply_chat_template`; returns the prompt's tokens."""
         return apply_chat_template(self, {"messages": messages, **request})
 

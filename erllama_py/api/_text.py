@@ -46,8 +46,12 @@ def apply_chat_template(model: ModelArg, request: Options) -> list[int]:
     A system text and tools are what every conversation of their kind begins with: what
     is cached of them is protected from eviction from now on (docs/design/cache.md).
 
-    :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``.
-    :raises ErllamaError: ``no_template``, ``template_failed``, ``invalid_content``.
+    :param request: ``messages`` (``role``, ``content``), optional ``system``, ``tools``;
+        all keys are in the reference page "Chat templates".
+    :raises BadCall: the request is not a map.
+    :raises ErllamaError: ``badarg``, ``invalid_content``, ``no_template``,
+        ``template_failed``, ``too_large``, ``{invalid, Key, Value}``.
+    :raises ModelGone: the model is unknown, or was unloaded meanwhile.
     """
     return tokens_of(core().host(model).chats.tokens(request))
 

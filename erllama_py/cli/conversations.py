@@ -43,6 +43,8 @@ class Conversation(msgspec.Struct):
     messages: list[Message] = []
     finish_key: str | None = None
     """Hex: the key of the row that the latest reply left in the cache."""
+    chat_template: str | None = None
+    """The name of one, where the model's own is not to be taken."""
     options: dict[str, int | float] = {}
     """``max``, ``temperature``, ``seed``, ``n_ctx``, where they were given."""
     created: int = 0

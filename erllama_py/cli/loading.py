@@ -13,10 +13,17 @@ from erllama_py.cli.progress import Progress
 if TYPE_CHECKING:
     from erllama_py import api
 
-__all__ = ("load_config", "loaded", "model_option", "sampler_options")
+__all__ = ("load_config", "loaded", "model_option", "sampler_options", "template_option")
 
 model_option = click.option(
     "--model", default="smollm2", show_default=True, help="Known name or GGUF file."
+)
+
+template_option = click.option(
+    "--chat-template",
+    "template",
+    metavar="NAME",
+    help="Of the chat: one in the model's file, or a format such as chatml.",
 )
 
 

@@ -74,12 +74,19 @@ class Reply:
         return f"{self.hit}: {found} of {self.prompt_tokens} prompt tokens{where}"
 
 
-def chat_tokens(model: str, messages: list[dict[str, str]], system: str | None) -> list[int]:
-    """Return a chat's tokens, as the model's template has them.
+def chat_tokens(
+    model: str,
+    messages: list[dict[str, str]],
+    system: str | None,
+    template: str | None = None,
+) -> list[int]:
+    """Return a chat's tokens, as a template has them: the model's where none is given.
 
     :raises ErllamaError: ``no_template``, ``template_failed``.
     """
     request: dict[str, Any] = {"messages": messages}
+    if template is not None:
+        request["chat_template"] = template
     if system:
         request["system"] = system
     return api.apply_chat_template(model, request)

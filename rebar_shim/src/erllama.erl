@@ -160,9 +160,21 @@
 }.
 
 -type chat_request() :: #{
-    messages := [#{role := iodata(), content := iodata()}],
+    messages := [chat_message()],
     system => iodata() | undefined,
-    tools => [#{name := binary(), description => binary(), schema => map()}] | undefined
+    tools => [#{name := iodata(), description => iodata(), schema => map()}] | undefined,
+    chat_template => binary() | atom(),
+    chat_template_kwargs => map(),
+    add_generation_prompt => boolean(),
+    parse_special => boolean()
+}.
+
+%% Other keys, such as tool_call_id, are the template's.
+-type chat_message() :: #{
+    role := iodata(),
+    content => iodata() | [#{type := text | binary(), text := iodata()}],
+    tool_calls => [map()],
+    atom() => term()
 }.
 
 -define(IS_MODEL(Model), (is_binary(Model) orelse is_pid(Model))).

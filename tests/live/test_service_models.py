@@ -108,6 +108,38 @@ def test_a_chat_is_rendered_by_the_models_template(llm: Serving) -> None:
     assert seen == r'{ok,<<"system\nBe brief.\nuser\nHi\nassistant\n">>}'
 
 
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_chat_has_blocks_tools_calls_and_a_template_of_its_own(llm: Serving) -> None:
+    seen = llm.eval(f"""begin
+        Text = fun(Request) ->
+            {{ok, Tokens}} = erllama:apply_chat_template({SMOL}, Request),
+            {{ok, Bin}} = erllama:detokenize({SMOL}, Tokens),
+            Bin
+        end,
+        User = #{{role => <<"user">>, content => [#{{type => text, text => <<"Hi">>}},
+                                                 #{{type => <<"text">>, text => "you"}}]}},
+        Tool = #{{name => <<"dig">>, description => "deep", schema => #{{type => <<"object">>}}}},
+        Call = #{{id => <<"c1">>, name => <<"dig">>, arguments => #{{depth => 3}}}},
+        Asked = #{{role => <<"assistant">>, tool_calls => [Call]}},
+        Told = #{{role => <<"tool">>, tool_call_id => <<"c1">>, content => <<"done">>}},
+        Calls = <<"{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}"
+                  "{{{{ c.function.arguments | tojson }}}}{{% endfor %}}{{% endfor %}}">>,
+        Kwargs = #{{enable_thinking => false, n => undefined}},
+        Shown = <<"{{{{ enable_thinking }}}} {{{{ n is none }}}}">>,
+        [Text(#{{messages => [User], tools => [Tool], system => undefined}}),
+         Text(#{{messages => [User, Asked, Told], chat_template => Calls}}),
+         Text(#{{messages => [], chat_template => Shown, chat_template_kwargs => Kwargs}}),
+         Text(#{{messages => [User], chat_template => zephyr, add_generation_prompt => false}})]
+    end""")
+    # SmolLM2's template knows no tools; zephyr's end of a text is a control token here.
+    assert seen == (
+        r'[<<"system\nAvailable tools:\n  - dig: deep\n\nuser\nHi\nyou\nassistant\n">>,'
+        r'<<"{\"depth\": 3}">>,<<"False True">>,<<"<|user|>\nHi\nyou\n">>]'
+    )
+
+
 def test_a_draft_is_verified_and_a_text_embedded(llm: Serving) -> None:
     seen = llm.eval(f"""begin
         {{ok, T}} = erllama:tokenize({SMOL}, <<"One, two, three,">>),
@@ -141,6 +173,14 @@ BAD_CALLS = {
     f"erllama:apply_chat_template({SMOL}, #{{messages => [#{{role => <<>>, content => 5}}]}})": (
         "invalid_content"
     ),
+    f"erllama:apply_chat_template({SMOL}, #{{messages => [#{{role => <<>>, "
+    "content => [#{type => image}]}]})": "invalid_content",
+    f"erllama:apply_chat_template({SMOL}, #{{messages => [], chat_template_kwargs => 5}})": (
+        "{invalid,chat_template_kwargs,5}"
+    ),
+    f"erllama:apply_chat_template({SMOL}, #{{messages => [], chat_template => nothing}})": (
+        "no_template"
+    ),
     f"erllama:load_model({SMOL}, #{{model_path => smollm2}})": "already_loaded",
 }
 
@@ -158,6 +198,21 @@ def test_bad_input_is_refused_while_a_stream_goes_on(llm: Serving) -> None:
         after 20000 -> late end
     end""")
     assert seen == f"[{','.join(f'{{error,{reason}}}' for reason in BAD_CALLS.values())}]"
+
+
+def test_a_template_that_loops_is_stopped_while_a_stream_goes_on(llm: Serving) -> None:
+    seen = llm.eval(f"""begin
+        {{ok, R}} = erllama:infer({SMOL}, [504, 2644], #{{response_tokens => 900}}, self()),
+        receive {{erllama_token_id, R, _}} -> ok end,
+        Self = self(),
+        Loops = #{{messages => [], chat_template => <<"{LOOP}">>}},
+        spawn(fun() -> Self ! {{answer, erllama:apply_chat_template({SMOL}, Loops)}} end),
+        Answer = receive {{answer, Given}} -> Given after 20000 -> late end,
+        {{message_queue_len, Seen}} = process_info(self(), message_queue_len),
+        ok = erllama:cancel(R),
+        receive {{erllama_done, R, _}} -> {{Answer, Seen > 20}} after 20000 -> late end
+    end""")
+    assert seen == "{{error,template_failed},true}"
 
 
 def test_cancel_in_prefill(llm: Serving) -> None:

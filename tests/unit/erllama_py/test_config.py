@@ -42,6 +42,7 @@ BAD = [
     ("exactness", ["roughly", 5, []], "invalid"),
     ("cache", FLAG, "invalid"),
     ("thinking_capable", FLAG, "invalid"),
+    ("chat_template", ["", b"", 5, [], "no-such-format", "{" * (1 << 20 | 1)], "invalid"),
     ("model_opts.n_gpu_layers", [-2, 1.5, True, "all", 2**31], "invalid"),
     ("model_opts.main_gpu", NUMBER, "invalid"),
     ("model_opts.split_mode", ["column", 5, []], "badarg"),
