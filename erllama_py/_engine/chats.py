@@ -21,6 +21,7 @@ from erllama_py._engine.heads import ChatHeads
 from erllama_py._engine.renderer import Renderer, RendererClosed
 from erllama_py._templates.choice import choose
 from erllama_py._templates.controls import Controls, mark_beside
+from erllama_py._templates.plain import is_absent
 from erllama_py._templates.request import Chat, read_chat
 from erllama_py.errors import BadCall, ErllamaError
 
@@ -70,7 +71,7 @@ class Chats:
     def _tokenize(self, request: Mapping[str, Any]) -> bytes:
         tokens: bytes
         info = self._info()
-        if info.backend == "erllama_model_stub" and self._template is None:
+        if info.backend == "erllama_model_stub" and not self._named(request):
             tokens = self._call("tokenize_chat", (_stubs_own(request), ""))
             return tokens
         chat = read_chat(request)
@@ -83,6 +84,11 @@ class Chats:
             mark = ""
         tokens = self._call("tokenize_chat", (text, mark))
         return tokens
+
+    def _named(self, request: Any) -> bool:
+        """Whether somebody wants a certain template; the stub has a format of its own."""
+        given = request.get("chat_template") if isinstance(request, Mapping) else None
+        return self._template is not None or not is_absent(given)
 
     def _render(self, template: str, chat: Chat, info: BackendInfo) -> bytes:
         special = {"bos_token": info.bos, "eos_token": info.eos}

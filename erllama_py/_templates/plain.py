@@ -17,6 +17,9 @@ __all__ = ("is_absent", "is_text", "key_text", "plain", "text_of")
 MAX_DEPTH: Final = 64
 """Lists and maps inside each other; schemas of tools have some ten."""
 
+MAX_BITS: Final = 4096
+"""Of a whole number; Python writes some 14 000 in decimal, and no more."""
+
 
 def is_text(value: Any) -> TypeGuard[str | bytes]:
     """Whether it is a binary in Erlang: an atom's name, such as undefined, is no text."""
@@ -59,6 +62,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         raise ErllamaError("badarg", f"{where} has more than {MAX_DEPTH} levels")
     if is_absent(value):
         return None
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ErllamaError("badarg", f"{where} is a number of {value.bit_length()} bits")
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (str, bytes)):

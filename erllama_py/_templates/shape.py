@@ -55,6 +55,7 @@ class Shape:
             :class:`~erllama_py._templates.request.Chat`.
         """
         common, tools = chat["variables"], chat["tools"]
+        in_blocks = self._ask("blocks", self._needs_blocks, common)  # others depend on it
         knows_tools = tools is None or self._ask("tools", self._knows_tools, common)
         system = chat["system"]
         if not knows_tools:
@@ -69,7 +70,7 @@ class Shape:
             "system", self._takes_system, common
         ):
             messages = _folded(messages)
-        if self._ask("blocks", self._needs_blocks, common):
+        if in_blocks:
             messages = [_in_blocks(message) for message in messages]
         return {**common, "messages": messages} | ({"tools": tools} if tools else {})
 
@@ -81,6 +82,8 @@ class Shape:
         return self._answers[what]
 
     def _try(self, common: dict[str, Any], messages: list[Any], **more: Any) -> str:
+        if self._answers.get("blocks"):
+            messages = [_in_blocks(message) for message in messages]
         try:
             return self._render({**common, "messages": messages, **more})
         except MemoryError:

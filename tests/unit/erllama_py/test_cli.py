@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def test_models_lists_known_names_and_files_in_the_usual_places(
     assert code == 0
     assert output.startswith("smollm2\t98 MB\t")
     assert str(tmp_path / "sub" / "tiny.gguf") in output
+    assert "\tchat templates: default\n" in output
+    assert "tiny.gguf\tchat templates: none\n" in output
+    by_name = {one["name"]: one for one in json.loads(run("models", "--json")[1])}
+    assert by_name["smollm2"]["chat_templates"] == ["default"]
 
 
 def test_an_error_is_one_line_and_a_hint_without_a_traceback() -> None:

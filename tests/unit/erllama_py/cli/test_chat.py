@@ -48,6 +48,24 @@ def test_the_next_message_finds_the_conversation_warm(erllama, stub) -> None:
     assert facts["tokens"] == 5, "options are kept"
 
 
+def test_a_template_by_name_is_kept_with_the_conversation(erllama, stub) -> None:
+    with_own = json.loads(erllama("chat", "own", "--max", "2", "--json", input="hi").stdout)
+    named = ("chat", "a", "--max", "2", "--json")
+    first = json.loads(erllama(*named, "--chat-template", "chatml", input="hi").stdout)
+    # The stub's words are what stands between spaces: "user: hi\n", and all of ChatML's lines.
+    assert (with_own["prompt_tokens"], first["prompt_tokens"]) == (2, 1)
+    talk = conversations.load("a")
+    assert talk is not None
+    assert talk.chat_template == "chatml"
+    assert erllama(*named, input="hi").exit_code == 0
+    wrong = erllama("chat", "b", "--chat-template", "none-such", input="hi")
+    assert wrong.exit_code == 1
+    assert "there is no chat template 'none-such'" in wrong.output
+    assert conversations.load("b") is None
+    once = erllama("complete", "a b", "--chat-template", "zephyr", "--max", "2", "--json")
+    assert json.loads(once.stdout)["prompt_tokens"] == 2
+
+
 def test_what_is_refused_leaves_the_conversation_as_it_was(erllama, stub) -> None:
     erllama("chat", "a", "--max", "5", input="one")
     before = conversations.load("a")

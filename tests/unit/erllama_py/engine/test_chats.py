@@ -20,9 +20,7 @@ from erllama_py.testing import stub_model
 from tests.waiting import wait_for
 
 MESSAGES = [{"role": "user", "content": "hello there"}]
-LOOPS = (
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-)
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture
@@ -33,9 +31,7 @@ def model() -> Iterator[api.Model]:
 
 def refusal(model: str, template: str, **request: object) -> ErllamaError:
     with pytest.raises(ErllamaError) as caught:
-        api.apply_chat_template(
-            model, {"messages": MESSAGES, "chat_template": template, **request}
-        )
+        api.apply_chat_template(model, {"messages": MESSAGES, "chat_template": template, **request})
     return caught.value
 
 

@@ -25,6 +25,7 @@ from erllama_py._machine.gguf import (
     quantisation,
     read_header,
     read_layout,
+    template_names,
 )
 from tests import ggufs
 from tests.models import smollm2_path
@@ -46,6 +47,16 @@ def written(tmp_path: Path):
         return path
 
     return write
+
+
+def test_the_names_of_chat_templates(written) -> None:
+    own = ggufs.pair(b"tokenizer.chat_template", ggufs.TEXT, ggufs.text(b"{{ messages }}" * 9000))
+    tools = ggufs.pair(b"tokenizer.chat_template.tool_use", ggufs.TEXT, ggufs.text(b"{{ tools }}"))
+    names = ggufs.texts(b"tokenizer.chat_templates", [b"tool_use"])
+    assert template_names(written(ggufs.gguf([NAME, tools, names, own]))) == ["default", "tool_use"]
+    assert template_names(written(WHOLE)) == []
+    assert template_names(written(b"no GGUF at all, but long enough to look at")) == []
+    assert template_names("/no/such/file.gguf") == []
 
 
 def layout_of(path: Path) -> Layout:

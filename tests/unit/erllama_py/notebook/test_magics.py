@@ -357,12 +357,14 @@ def test_load_configures_for_short_prompts(shell: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(api, "load_model", load)
     line = "%erllama load 'some dir/Some.Q4.gguf' --n-ctx 2048 --slots 2 --threads 1"
+    line += " --chat-template chatml"
     assert "Some.Q4 is ready" in shell.run(f"{line} --exactness bit")[0]
     api.unload("Some.Q4")
     ((model_id, config),) = seen
     assert model_id == "Some.Q4"
     assert config["model_path"] == "some dir/Some.Q4.gguf"
     assert config["exactness"] == "bit"
+    assert config["chat_template"] == "chatml"
     assert config["context_size"] == 2048
     assert config["context_opts"] == {
         "n_ctx": 2048,

@@ -21,7 +21,9 @@ def content_of(content: Any) -> Any:
 
 def test_texts_blocks_and_bytes_are_texts() -> None:
     assert content_of("a") == content_of(b"a") == "a"
-    assert content_of([{"type": "text", "text": "a"}, {"type": Atom("text"), "text": b"b"}]) == "a\nb"
+    assert (
+        content_of([{"type": "text", "text": "a"}, {"type": Atom("text"), "text": b"b"}]) == "a\nb"
+    )
     assert content_of([]) == ""
     broken = content_of(b"\xff!")
     assert broken.encode(errors="surrogateescape") == b"\xff!"
@@ -34,7 +36,10 @@ def test_texts_blocks_and_bytes_are_texts() -> None:
         (None, "the content of message 1 is not a text: None"),
         (Atom("hello"), "the content of message 1 is not a text"),
         ({"type": "text", "text": "a"}, "the content of message 1 is not a text"),
-        ([{"type": "text", "text": "a"}, {"type": "image_url"}], "block 1 of the content of message 1"),
+        (
+            [{"type": "text", "text": "a"}, {"type": "image_url"}],
+            "block 1 of the content of message 1",
+        ),
         ([{"type": b"input_audio"}], "is of the type b'input_audio'"),
         ([{"text": "a"}], "is of the type None"),
         ([{"type": "text"}], "the text of block 0 of the content of message 1 is none"),
@@ -59,6 +64,7 @@ def test_other_contents_are_refused_by_their_place(content: Any, said: str) -> N
         ([{"role": "assistant"}], "message 0 needs a role and a content"),
         ([{"role": Atom("user"), "content": "a"}], "the role of message 0 must be a text"),
         ([{"role": 5, "content": "a"}], "the role of message 0 must be a text, not 5"),
+        ([user("a", seen=1 << 99_999)], "seen of message 0 is a number of 100000 bits"),
         ([user("a", seen=object())], "seen of message 0 cannot be of the type object"),
     ],
 )
@@ -103,7 +109,9 @@ def test_tools_have_two_shapes_and_become_one() -> None:
     schema = {"type": "object", "properties": {"city": {"type": b"string"}}}
     erlang = {"name": b"weather", "description": b"now", "schema": schema}
     openai = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    tools = read_chat({"messages": [], "tools": [erlang, openai, "odd", {"description": "x"}]}).tools
+    tools = read_chat(
+        {"messages": [], "tools": [erlang, openai, "odd", {"description": "x"}]}
+    ).tools
     assert tools is not None
     assert [one["function"]["name"] for one in tools] == ["weather", "weather"]
     assert tools[0]["function"] == {

@@ -74,7 +74,9 @@ class TestFeatures:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", rendered("{{ strftime_now('%Y-%m-%d') }}"))
 
     def test_variables_of_the_callers(self) -> None:
-        template = "{% if enable_thinking is defined and not enable_thinking %}no{% else %}yes{% endif %}"
+        template = (
+            "{% if enable_thinking is defined and not enable_thinking %}no{% else %}yes{% endif %}"
+        )
         assert rendered(template) == "yes"
         assert rendered(template, chat_template_kwargs={"enable_thinking": False}) == "no"
         taken = {"messages": [], "bos_token": "?", "add_generation_prompt": False}
@@ -139,12 +141,10 @@ class TestShapes:
 
     def test_system_text_that_is_refused_or_left_out_stands_before_the_users(self) -> None:
         strict = (
-            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-            + SAY
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}"
+            "{% endif %}" + SAY
         )
-        deaf = (
-            "{% for m in messages if m.role != 'system' %}[{{ m.role }}: {{ m.content }}]{% endfor %}"
-        )
+        deaf = SAY.replace("in messages", "in messages if m.role != 'system'")
         for template in (strict, deaf):
             assert rendered(template, [SYSTEM, USER]) == "[user: be kind\n\nhi]"
             assert rendered(template, [SYSTEM, USER], system="a") == "[user: a\n\nbe kind\n\nhi]"
@@ -171,7 +171,9 @@ class TestShapes:
         assert "Available tools" in rendered(mentions, [], tools=tools)
 
     def test_blocks_for_a_template_that_knows_nothing_else(self) -> None:
-        blocks = "{% for m in messages %}{% for b in m.content %}({{ b.text }}){% endfor %}{% endfor %}"
+        blocks = (
+            "{% for m in messages %}{% for b in m.content %}({{ b.text }}){% endfor %}{% endfor %}"
+        )
         assert rendered(blocks, [USER, SYSTEM]) == "(hi)(be kind)"
 
     def test_arguments_are_what_the_template_shows_well(self) -> None:
