@@ -93,7 +93,11 @@ not.  Options that no parser here is seen to ask for belong here, too."""
 WORDS = {"unloaded", "model_down", "bad_call", "shutdown", "killed"}
 """Reasons put together elsewhere: how a stream or a call learns that its model has ended."""
 
-CHAT = {"messages", "role", "content", "system", "tools", "name", "description", "schema"}
+CHAT = {
+    *("messages", "role", "content", "system", "tools", "name", "description", "schema"),
+    *("type", "text", "tool_calls"),
+    *("chat_template", "chat_template_kwargs", "add_generation_prompt", "parse_special"),
+}
 MESSAGES = {"thinking_delta"}
 """Inside ``erllama_token``."""
 
