@@ -8,7 +8,7 @@ from erllama_py._templates.controls import Controls
 __all__ = ("chat_tokens",)
 
 
-def chat_tokens(backend: Backend, text: bytes, mark: str) -> list[int]:
+def chat_tokens(backend: Backend, text: bytes, mark: str = "") -> list[int]:
     """Tokenise a rendered chat: its control tokens are such, but where a mark is.
 
     What the vocabulary puts around every text (BOS, in some EOS) is there once, whether

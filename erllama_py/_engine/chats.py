@@ -72,7 +72,7 @@ class Chats:
         tokens: bytes
         info = self._info()
         if info.backend == "erllama_model_stub" and not self._named(request):
-            tokens = self._call("tokenize_chat", (_stubs_own(request), ""))
+            tokens = self._call("tokenize_chat", _stubs_own(request))
             return tokens
         chat = read_chat(request)
         template = choose(
@@ -80,9 +80,10 @@ class Chats:
         )
         mark = "" if chat.parse_special else _mark(chat)
         text = self._render(template, self._guarded(chat, mark) if mark else chat, info)
-        if not mark or mark.encode() not in text:
-            mark = ""
-        tokens = self._call("tokenize_chat", (text, mark))
+        if mark and mark.encode() in text:
+            tokens = self._call("tokenize_marked", (text, mark))
+        else:
+            tokens = self._call("tokenize_chat", text)
         return tokens
 
     def _named(self, request: Any) -> bool:

@@ -84,8 +84,9 @@ class Renderer:
 
     def abandon(self) -> None:
         """Close a forked child's copies of its pipes; the process is the parent's."""
-        if self._process:
-            _close_pipes(self._process)
+        process, self._process = self._process, None
+        if process is not None:
+            _close_pipes(process)
             os.close(self._leash)
 
     def _answer(self, request: bytes) -> bytes:

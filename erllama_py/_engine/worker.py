@@ -301,7 +301,10 @@ def answer(backend: Backend, what: str, data: Any) -> Any:
             tokens = backend.tokenize(data, special=True, parse_special=False)
             return array("I", tokens).tobytes()
         case "tokenize_chat":
-            return array("I", chat_tokens(backend, *data)).tobytes()
+            return array("I", chat_tokens(backend, data)).tobytes()
+        case "tokenize_marked":
+            text, mark = data
+            return array("I", chat_tokens(backend, text, mark)).tobytes()
         case "controls":
             return backend.control_texts()
         case "detokenize":

@@ -186,6 +186,17 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_forked_childs_copies_do_not_hold_it(model: api.Model) -> None:
+    """What a child does after a fork, done here: then nobody has the other ends."""
+    own = renderer.Renderer()
+    chat = {"template": "a", "messages": [], "system": None, "tools": None, "variables": {}}
+    assert own.render(chat) == b"a"
+    process = own._process
+    assert process is not None
+    own.abandon()
+    assert process.wait(10) is not None
+
+
 def test_names_texts_and_nothing(model: api.Model) -> None:
     request = {"messages": MESSAGES}
     by_name = api.apply_chat_template(model, {**request, "chat_template": "zephyr"})
