@@ -14,6 +14,8 @@ from typing import Any, Final, TypeGuard
 import msgspec
 
 from erllama_py._backends.base import (
+    STUB_THINKING,
+    STUB_TOOL_CALLS,
     BackendConfig,
     ContextOptions,
     ModelOptions,
@@ -29,7 +31,7 @@ from erllama_py._machine.gguf import GgufError, bits_of, quantisation, template_
 from erllama_py._templates.choice import is_template
 from erllama_py._templates.families import FAMILIES
 from erllama_py.errors import BadCall, ErllamaError
-from erllama_py.types import Atom, SessionKey, session_key
+from erllama_py.types import Atom, Markers, SessionKey, session_key
 
 __all__ = (
     "EVERYDAY_POLICY",
@@ -93,6 +95,10 @@ class LoadConfig(msgspec.Struct, frozen=True):
     """Never evicted to make room for another model."""
     chat_template: str | None = None
     """A template's text, or the name of one; ``None``: the file's own."""
+    thinking: Markers | None = None
+    """``None``: as the model's chat template has them; without texts: none."""
+    tool_calls: Markers | None = None
+    """The same of tool calls."""
 
     @property
     def model_path(self) -> str:
@@ -113,6 +119,12 @@ class GenerateOptions(msgspec.Struct, frozen=True):
     """False: nothing is looked up for the request, and nothing of it stored."""
     trace: bool = False
     """Keep the logits every token is drawn from, for a comparison."""
+    thinking: bool = False
+    """Tell thinking apart from the reply."""
+    thinking_budget: int | None = None
+    """Tokens of thinking, at most."""
+    tool_calls: bool | None = None
+    """Tell tool calls apart; ``None``: where the load config names their markers."""
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -121,6 +133,8 @@ class RequestOptions(msgspec.Struct, frozen=True):
     generate: GenerateOptions
     parent_key: bytes | None
     session: SessionKey | None = None
+    signing_key: bytes = b""
+    """What thinking is signed with; empty: not at all."""
 
 
 def invalid(key: str, value: Any, expected: str) -> ErllamaError:
@@ -154,15 +168,18 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
     policy = Policy.from_map(_nested(options, "policy"), environs.policy())
     quant_type, quant_bits = _quantisation(options, model_path)
     tier_srv = _text(options, "tier_srv", "")
-    _flag(options, "thinking_capable", default=False)
     tier = _choice(options, "tier", ("ram", "ram_file", "disk"), "ram")
+    thinking, calls = _markers(options, "thinking_markers"), _markers(options, "tool_call_markers")
+    stub = _stub_options(_nested(options, "stub_opts"))
+    if backend == "stub":
+        stub = _stub_spans(stub, options, thinking, calls)
     return LoadConfig(
         backend_config=BackendConfig(
             backend=backend,
             model_path=model_path,
             model=_model_options(_nested(options, "model_opts")),
             context=_context_options(_nested(options, "context_opts")),
-            stub=_stub_options(_nested(options, "stub_opts")),
+            stub=stub,
         ),
         policy=policy,
         fingerprint=_digest(options, "fingerprint"),
@@ -180,6 +197,8 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
         keep=_flag(options, "keep", default=False),
         chat_template=_chat_template(options, model_path),
+        thinking=thinking or stub.thinking,
+        tool_calls=calls or stub.tool_calls,
     )
 
 
@@ -192,7 +211,8 @@ def parse_request(
     change the result unseen (``seed``, ``grammar``) is refused.
 
     :raises BadCall: not a mapping.
-    :raises ErllamaError: ``badarg`` for seed and grammar, else ``{invalid, Key, Value}``.
+    :raises ErllamaError: ``badarg`` for seed and grammar, else ``{invalid, Key, Value}``,
+        where thinking is asked for and the environment's key for it cannot be read, too.
     """
     given = _options(options, "options")
     tokens = given.get("response_tokens", default_tokens)
@@ -202,15 +222,21 @@ def parse_request(
     if not isinstance(stops, (list, tuple)):
         raise invalid("stop_sequences", stops, "a list of texts")
     exact = _choice(given, "exactness", ("token", "bit"), exactness)
+    # As in the original: whatever else it is, true among it, counts as disabled.
+    thinking = given.get("thinking") == "enabled"
     return RequestOptions(
         GenerateOptions(
             sampler=_sampler(given),
             response_tokens=None if tokens is None else max(0, tokens),
             stop_sequences=tuple(_bytes(s) for s in stops if _is_text(s) and s),
             bit=exact == "bit",
+            thinking=thinking,
+            thinking_budget=_thinking_budget(given),
+            tool_calls=_tool_calls(given),
         ),
         _digest(given, "parent_key"),
         parse_session(given.get("session_id", _named_undefined(options))),
+        signing_key=(Environment().get("thinking_signing_key") or b"") if thinking else b"",
     )
 
 
@@ -354,6 +380,51 @@ def _stub_options(options: Mapping[str, Any]) -> StubOptions:
         return msgspec.convert(dict(options), StubOptions)
     except msgspec.ValidationError as error:
         raise invalid("stub_opts", dict(options), str(error)) from error
+
+
+def _stub_spans(
+    stub: StubOptions, options: Mapping[str, Any], thinking: Markers | None, calls: Markers | None
+) -> StubOptions:
+    """Have the stub think and call tools where the config says it can."""
+    payloads = _flag(options, "tool_call_payload_capable", default=False)
+    if _flag(options, "thinking_capable", default=False):
+        stub = msgspec.structs.replace(stub, thinking=thinking or STUB_THINKING)
+    if payloads or _flag(options, "tool_call_capable", default=False):
+        stub = msgspec.structs.replace(
+            stub, tool_calls=calls or STUB_TOOL_CALLS, tool_payloads=payloads
+        )
+    return stub
+
+
+def _markers(options: Mapping[str, Any], key: str) -> Markers | None:
+    """Return the markers of a load config; ``None`` where it leaves them to the template.
+
+    ``false``, and a map without a start or an end, say that there are none.
+    """
+    given = options.get(key)
+    if given is None:
+        return None
+    if given is False or (isinstance(given, str) and given in ("false", "disabled")):
+        return Markers()
+    if not isinstance(given, Mapping):
+        raise invalid(key, given, "a map of start and end, or false")
+    named = _options(given, key)
+    texts = {name: named.get(name, "") for name in Markers.__struct_fields__}
+    if not all(_is_text(text) for text in texts.values()):
+        raise invalid(key, given, "a text for each marker")
+    return Markers(**{name: _bytes(text) for name, text in texts.items()})
+
+
+def _tool_calls(options: Mapping[str, Any]) -> bool | None:
+    """Return whether tool calls are told apart; ``None`` where the load config decides."""
+    asked = options.get("tool_calls")
+    known = {"enabled": True, "disabled": False}
+    return known.get(asked) if isinstance(asked, str) else None
+
+
+def _thinking_budget(options: Mapping[str, Any]) -> int | None:
+    budget = options.get("thinking_budget_tokens")
+    return budget if type(budget) is int and budget > 0 else None
 
 
 def _sampler(options: Mapping[str, Any]) -> SamplerOptions:

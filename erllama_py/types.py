@@ -14,7 +14,16 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-__all__ = ("Atom", "Event", "ModelPid", "Ref", "SessionKey", "session_key", "text_of")
+__all__ = (
+    "Atom",
+    "Event",
+    "Markers",
+    "ModelPid",
+    "Ref",
+    "SessionKey",
+    "session_key",
+    "text_of",
+)
 
 
 class Atom(str):
@@ -102,16 +111,18 @@ def _hashable(value: Any) -> Any:
 class Event(msgspec.Struct, frozen=True):
     """One message of a stream, with the fields of the Erlang message it stands for.
 
-    ==================  ===============================================  =============
-    ``kind``            Erlang                                           field
-    ==================  ===============================================  =============
-    ``token``           ``{erllama_token, Ref, Bin}``                    ``text``
-    ``thinking_delta``  ``{erllama_token, Ref, {thinking_delta, Bin}}``  ``text``
-    ``token_id``        ``{erllama_token_id, Ref, Id}``                  ``token_id``
-    ``thinking_end``    ``{erllama_thinking_end, Ref, Sig}``             ``signature``
-    ``done``            ``{erllama_done, Ref, Stats}``                   ``stats``
-    ``error``           ``{erllama_error, Ref, Reason}``                 ``reason``
-    ==================  ===============================================  =============
+    ===================  ================================================  =============
+    ``kind``             Erlang                                            field
+    ===================  ================================================  =============
+    ``token``            ``{erllama_token, Ref, Bin}``                     ``text``
+    ``token_id``         ``{erllama_token_id, Ref, Id}``                   ``token_id``
+    ``thinking_delta``   ``{erllama_token, Ref, {thinking_delta, Bin}}``   ``text``
+    ``thinking_end``     ``{erllama_thinking_end, Ref, Sig}``              ``signature``
+    ``tool_call_delta``  ``{erllama_token, Ref, {tool_call_delta, Bin}}``  ``text``
+    ``tool_call_end``    ``{erllama_tool_call_end, Ref, Full}``            ``text``
+    ``done``             ``{erllama_done, Ref, Stats}``                    ``stats``
+    ``error``            ``{erllama_error, Ref, Reason}``                  ``reason``
+    ===================  ================================================  =============
 
     ``data`` holds the exact bytes of a fragment.  A fragment may end inside a UTF-8
     character, so ``text`` is ``str`` where the bytes are valid and ``bytes`` where not;
@@ -135,6 +146,24 @@ class Event(msgspec.Struct, frozen=True):
     def terminal(self) -> bool:
         """True for the last event of a stream: exactly one ``done`` or ``error``."""
         return self.kind in ("done", "error")
+
+
+class Markers(msgspec.Struct, frozen=True, array_like=True):
+    """The texts around a part of a reply that is not for the reader: thinking, a tool call.
+
+    Without a start or an end there is no such part.
+    """
+
+    start: bytes = b""
+    end: bytes = b""
+    payload_start: bytes = b""
+    """Within a tool call: where free text begins, and the syntax is left."""
+    payload_end: bytes = b""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self.start and self.end)
 
 
 def text_of(data: bytes) -> str | bytes:

@@ -30,8 +30,13 @@ __all__ = ("Converter", "NotAModel", "bytes_of", "chat_request")
 _STATS = Atom("stats")
 _SESSION_ID = Atom("session_id")
 
-PYTHON_ONLY = frozenset({"exactness", "prefix_len", "tier"})
+PYTHON_ONLY = frozenset(
+    {"exactness", "prefix_len", "tier", "thinking_tokens", "tool_call_tokens"}
+)
 """Keys of stats that the original's maps do not have."""
+
+_PYTHON_RESULTS = frozenset({"thinking", "tool_calls"})
+"""Keys of results that they do not have: completions drop both there."""
 
 
 class NotAModel(Exception):
@@ -146,7 +151,9 @@ class Converter:
     def result(self, value: dict[str, Any]) -> Any:
         """Return the map of complete/3 or prefill_only/3."""
         if "stats" in value:
-            return {**self.to_term({**value, "stats": None}), _STATS: self.stats(value["stats"])}
+            documented = {k: v for k, v in value.items() if k not in _PYTHON_RESULTS}
+            stats = self.stats(value["stats"])
+            return {**self.to_term({**documented, "stats": None}), _STATS: stats}
         return self.to_term(value)
 
 

@@ -23,6 +23,8 @@ _TOKEN = Atom("erllama_token")
 _TOKEN_ID = Atom("erllama_token_id")
 _THINKING_END = Atom("erllama_thinking_end")
 _THINKING_DELTA = Atom("thinking_delta")
+_TOOL_CALL_END = Atom("erllama_tool_call_end")
+_TOOL_CALL_DELTA = Atom("tool_call_delta")
 _DONE = Atom("erllama_done")
 _ERROR = Atom("erllama_error")
 
@@ -134,6 +136,10 @@ class _Stream:
                 return encode((_TOKEN, self.ref, (_THINKING_DELTA, event.data)))
             case "thinking_end":
                 return encode((_THINKING_END, self.ref, event.signature))
+            case "tool_call_delta":
+                return encode((_TOKEN, self.ref, (_TOOL_CALL_DELTA, event.data)))
+            case "tool_call_end":
+                return encode((_TOOL_CALL_END, self.ref, event.data))
             case "done":
                 stats = self._converter.stats(event.stats or {})
                 return encode((_DONE, self.ref, stats))

@@ -23,9 +23,13 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from erllama_py.types import Markers
+
 __all__ = (
     "BLOCK",
     "GUESSED_TOKENS",
+    "STUB_THINKING",
+    "STUB_TOOL_CALLS",
     "Backend",
     "BackendConfig",
     "BackendError",
@@ -52,6 +56,10 @@ Smaller blocks mean shorter tails to store twice; 128 would save about 1 ms a re
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 MAX_TOKENS = 1_048_576
 
+
+STUB_THINKING = Markers(b"<think>", b"</think>")
+STUB_TOOL_CALLS = Markers(b"<tool_call>", b"</tool_call>", b"<arg>", b"</arg>")
+"""What the stub thinks and calls between, where the load config does not say."""
 
 GUESSED_TOKENS = 16
 """Most tokens of one :meth:`Backend.guess`; a step's logits are reserved for so many."""
@@ -129,6 +137,12 @@ class StubOptions(msgspec.Struct, frozen=True):
     """Stand for a model whose sequences cannot be cut, only packed whole."""
     weights_bytes: int = 0
     """What it is said to weigh: it has no weights."""
+    thinking: Markers | None = None
+    """What a reply's first tokens think between: two, then the end; ``None``: none do."""
+    tool_calls: Markers | None = None
+    """What a tool call is between, of two tokens; it follows the thinking."""
+    tool_payloads: bool = False
+    """The call is of one token, then one between the markers of a payload."""
 
 
 class BackendConfig(msgspec.Struct, frozen=True):
@@ -230,6 +244,10 @@ class Row(NamedTuple):
 class Sampler(Protocol):
     """A request's sampler state (penalty window, grammar, random numbers)."""
 
+    syntax: bool
+    """Set while the reply is in a tool call's syntax: the likeliest token is taken, of those
+    that the grammar allows.  The chain is left as it is, its penalties and draws included."""
+
     def close(self) -> None:
         """Free it.  Idempotent."""
 
@@ -262,6 +280,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """Text of one sampled token, as streamed; empty for control tokens."""
 
+    def written(self, token: int) -> bytes:
+        """Text of a token as templates write it: of control tokens, too."""
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends generation."""
 
@@ -292,6 +313,9 @@ class Backend(Protocol):
 
     def sample_stored(self, sampler: Sampler, logits: memoryview) -> int:
         """Draw as :meth:`sample` would, from logits saved by :meth:`copy_logits`."""
+
+    def thinking_signature(self, seq: int) -> bytes | None:
+        """The backend's own signature of a sequence's thinking; ``None``: the core signs."""
 
     def copy_logits(self, row: int, out: memoryview) -> None:
         """Copy row number ``row``'s logits, ``info.logits_bytes`` bytes, to ``out``."""

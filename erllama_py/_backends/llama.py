@@ -169,6 +169,10 @@ class LlamaBackend:
         """Return one token's text; empty for control tokens."""
         return self._vocab.piece(token)
 
+    def written(self, token: int) -> bytes:
+        """Return one token's text as templates write it."""
+        return self._vocab.written(token)
+
     def is_eog(self, token: int) -> bool:
         """Return whether the token ends generation."""
         return self._vocab.is_eog(token)
@@ -247,6 +251,11 @@ class LlamaBackend:
                 "badarg", f"logits of {logits.nbytes} bytes, not {self.info.logits_bytes}"
             )
         return _ours(sampler).sample_logits(np.frombuffer(logits, np.float32))
+
+    def thinking_signature(self, seq: int) -> bytes | None:
+        """Return nothing: the core signs."""
+        del seq
+        return None
 
     def copy_logits(self, row: int, out: memoryview) -> None:
         """Copy a row's logits to ``out``, which may be longer."""

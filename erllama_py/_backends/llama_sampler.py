@@ -68,15 +68,27 @@ class Candidates:
         :raises BackendError: ``grammar_failed`` where no token of the vocabulary fits.
         """
         self._fill(logits)
+        # Read before the chain runs: samplers sort the table in place.
+        best_id = self._best_allowed(grammar)
+        token, logit = self._run(chain)
+        # A draw may land on a refused token where rounding leaves it the last share.
+        return best_id if logit == -math.inf else token
+
+    def likeliest_allowed(self, grammar: Any, logits: Any) -> int:
+        """Return the likeliest token that the grammar allows.
+
+        :raises BackendError: ``grammar_failed`` where no token of the vocabulary fits.
+        """
+        self._fill(logits)
+        return self._best_allowed(grammar)
+
+    def _best_allowed(self, grammar: Any) -> int:
+        """Apply the grammar to the candidates there are."""
         native.llama_sampler_apply(grammar, ctypes.byref(self._array))
         best = int(self._table["logit"].argmax())
         if self._table["logit"][best] == -math.inf:
             raise BackendError("grammar_failed", "no token of the vocabulary fits the grammar here")
-        # Read before the chain runs: samplers sort the table in place.
-        best_id = int(self._table["id"][best])
-        token, logit = self._run(chain)
-        # A draw may land on a refused token where rounding leaves it the last share.
-        return best_id if logit == -math.inf else token
+        return int(self._table["id"][best])
 
     def allows(self, grammar: Any, token: int) -> bool:
         """Ask the grammar about one token."""
@@ -110,6 +122,8 @@ class LlamaSampler:
     :raises BackendError: ``badarg``, ``grammar_failed``, ``oom``.
     """
 
+    syntax = False
+
     def __init__(self, vocab: Any, candidates: Candidates, n_vocab: int, o: SamplerOptions) -> None:
         self._candidates = candidates
         self._free = contextlib.ExitStack()
@@ -139,7 +153,7 @@ class LlamaSampler:
 
         :param logits: that output's logits, as a numpy array.
         """
-        if self._greedy_alone or self._grammar is not None:
+        if self._greedy_alone or self.syntax or self._grammar is not None:
             return self.sample_logits(logits)
         if self._chain is None:
             raise BackendError("released", "the sampler was closed")
@@ -149,6 +163,8 @@ class LlamaSampler:
         """Choose and accept the token :meth:`sample` would, from logits alone."""
         if self._chain is None:
             raise BackendError("released", "the sampler was closed")
+        if self.syntax:
+            return self._likeliest(logits)
         if self._greedy_alone:
             token = int(logits.argmax())
         else:
@@ -159,6 +175,15 @@ class LlamaSampler:
             native.llama_sampler_accept(self._grammar, token)
         if not self._greedy_alone:
             native.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _likeliest(self, logits: Any) -> int:
+        """Take the likeliest token, past the chain: only the grammar is told of it."""
+        token = int(logits.argmax())
+        if self._grammar is not None:
+            if not self._candidates.allows(self._grammar, token):
+                token = self._candidates.likeliest_allowed(self._grammar, logits)
+            native.llama_sampler_accept(self._grammar, token)
         return token
 
     def _own(self, pointer: Any) -> Any:

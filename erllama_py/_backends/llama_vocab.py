@@ -75,6 +75,12 @@ class Vocab:
                 piece = self._pieces[token] = self._piece(token)
         return piece
 
+    def written(self, token: int) -> bytes:
+        """See :meth:`erllama_py._backends.base.Backend.written`."""
+        self._check(token)
+        with self._running():
+            return self._piece(token, special=True)
+
     def is_eog(self, token: int) -> bool:
         """See :meth:`erllama_py._backends.base.Backend.is_eog`."""
         self._check(token)
@@ -128,12 +134,12 @@ class Vocab:
         )
         return count, tokens
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, *, special: bool = False) -> bytes:
         size = _FIRST_PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(size)
-            # No stripping of a leading space, and special tokens render empty.
-            count = native.llama_token_to_piece(self._pointer, token, buffer, size, 0, False)
+            # No stripping of a leading space; control tokens render empty unless ``special``.
+            count = native.llama_token_to_piece(self._pointer, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count

@@ -17,6 +17,7 @@ Two rules of the original cannot be reproduced and are replaced:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import time
@@ -38,6 +39,7 @@ from erllama_py._backends.base import (
     Sampler,
     SamplerOptions,
     StepFailed,
+    StubOptions,
 )
 from erllama_py._backends.phash2 import phash2_binary, phash2_embed
 from erllama_py._backends.rows import check_row_number, check_rows
@@ -57,10 +59,17 @@ _WORD = "I"  # array code of an unsigned 32-bit number
 
 
 class StubSampler:
-    """A request's sampler: the token it always gives."""
+    """A request's sampler: what it gives first, and then the token it always gives."""
 
-    def __init__(self, token: int) -> None:
-        self.token = token
+    syntax = False
+
+    def __init__(self, token: int, first: Sequence[int] = ()) -> None:
+        self._token = token
+        self._first = list(first)
+
+    def draw(self) -> int:
+        """Return the next token."""
+        return self._first.pop(0) if self._first else self._token
 
     def close(self) -> None:
         """Nothing is held."""
@@ -82,6 +91,7 @@ class StubBackend:
         self._next_id = count()
         self._outputs: list[int] = []
         self._samplers = count(1)
+        self._marked = _marked(config.stub)
         self._adapters: set[int] = set()
         self._steps = 0
         self.info = BackendInfo(
@@ -136,7 +146,11 @@ class StubBackend:
 
     def piece(self, token: int) -> bytes:
         """Return the number in decimal, without the space :meth:`detokenize` puts."""
-        return b"%d" % token
+        return self._marked.get(token) or b"%d" % token
+
+    def written(self, token: int) -> bytes:
+        """Return the same: there are no control tokens."""
+        return self.piece(token)
 
     def is_eog(self, token: int) -> bool:
         """Return False: generation never ends by itself."""
@@ -152,7 +166,7 @@ class StubBackend:
     def new_sampler(self, options: SamplerOptions) -> StubSampler:
         """Accept any options; a grammar is ignored."""
         del options
-        return StubSampler(next(self._samplers) * _SPREAD % N_VOCAB)
+        return StubSampler(next(self._samplers) * _SPREAD % N_VOCAB, self._marked)
 
     def step(self, rows: Sequence[Row]) -> None:
         """Append the rows' tokens to their sequences, within cells and batch."""
@@ -187,6 +201,10 @@ class StubBackend:
         if logits.nbytes != LOGITS_BYTES:
             raise BackendError("badarg", f"logits of {logits.nbytes} bytes, not {LOGITS_BYTES}")
         return _token_of(sampler)
+
+    def thinking_signature(self, seq: int) -> bytes | None:
+        """Return 32 bytes of the sequence's number, as in the original."""
+        return hashlib.sha256(b"stub-thinking-sig-%d" % seq).digest()
 
     def copy_logits(self, row: int, out: memoryview) -> None:
         """Write the row's new length, the stub's stand-in for logits."""
@@ -363,10 +381,24 @@ def _content(content: Any) -> bytes:
     )
 
 
+def _marked(options: StubOptions) -> dict[int, bytes]:
+    """Return the tokens every reply begins with, in order, with their texts.
+
+    Numbers from the end of the vocabulary, where no hash of a word is to be expected.
+    """
+    texts: list[bytes] = []
+    if markers := options.thinking:
+        texts += [markers.start + b"1", b"2", markers.end]
+    if markers := options.tool_calls:
+        inner = [markers.payload_start, b"4", markers.payload_end]
+        texts += [markers.start + b"3", *(inner if options.tool_payloads else [b"4"]), markers.end]
+    return {N_VOCAB - 1 - at: text for at, text in enumerate(texts) if text}
+
+
 def _token_of(sampler: Sampler) -> int:
     if not isinstance(sampler, StubSampler):
         raise BackendError("badarg", "the sampler is another backend's")
-    return sampler.token
+    return sampler.draw()
 
 
 def _is_text(value: Any) -> TypeGuard[str | bytes | bytearray]:

@@ -25,7 +25,9 @@ def draft(host: ModelHost, prefix: array[int], count: int) -> list[int]:
     :raises ErllamaError: ``timeout``; what ends a stream.
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    options = GenerateOptions(response_tokens=count, bit=host.config.exactness == "bit")
+    # A draft is the next tokens, whatever they are of.
+    bit = host.config.exactness == "bit"
+    options = GenerateOptions(response_tokens=count, bit=bit, tool_calls=False)
     request = Request("infer", options, tokens=prefix, sink=events.put)
     host.submit(request)
     tokens: list[int] = []

@@ -19,7 +19,7 @@ __all__ = ("compare",)
 
 def compare(cold: Request, warm: Request) -> dict[str, Any]:
     """Compare two traced requests that are over; see :func:`erllama_py.api.verify_exact`."""
-    said, again = cold.generated, warm.generated
+    said, again = cold.drawn, warm.drawn
     rows = list(zip(_rows(cold), _rows(warm), strict=False))
     positions = min(_common(said, again) + 1, len(rows))
     differing = [at for at in range(positions) if rows[at][0] != rows[at][1]]
@@ -38,7 +38,7 @@ def compare(cold: Request, warm: Request) -> dict[str, Any]:
 
 def _rows(request: Request) -> list[memoryview]:
     """Return the logits of each generated token."""
-    trace, count = memoryview(request.trace or b""), len(request.generated)
+    trace, count = memoryview(request.trace or b""), len(request.drawn)
     if not trace or not count:
         return []
     size = len(trace) // count

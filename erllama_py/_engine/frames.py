@@ -46,7 +46,9 @@ from erllama_py._cache.grade import Grade
 from erllama_py._cache.lease import Piece
 from erllama_py._cache.policy import Policy
 from erllama_py._cache.ram import Extent
+from erllama_py._engine.spans import Part
 from erllama_py.config import GenerateOptions
+from erllama_py.types import Markers
 
 __all__ = (
     "NO_ADAPTERS",
@@ -166,6 +168,10 @@ class Load(Frame, frozen=True):
     caching: bool
     adapters: AdapterSet = NO_ADAPTERS
     """What the first request computes with."""
+    thinking: Markers | None = None
+    """``None``: as the chat template has them; without texts: none."""
+    tool_calls: Markers | None = None
+    """The same of tool calls."""
 
 
 class Segment(Frame, frozen=True):
@@ -348,6 +354,8 @@ class Token(Frame, frozen=True):
     id: int
     data: bytes
     token: int | None
+    parts: list[Part] | None = None
+    """In the place of ``data``, of a request whose reply is searched for spans."""
 
 
 class Captured(Frame, frozen=True):

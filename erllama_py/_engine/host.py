@@ -209,7 +209,16 @@ class ModelHost:
             life.channel.shutdown()
         else:
             config, (adapters, _) = self.config, self.adapters.present
-            life.send(Load(config.backend_config, config.policy, config.caching, adapters))
+            life.send(
+                Load(
+                    config.backend_config,
+                    config.policy,
+                    config.caching,
+                    adapters,
+                    thinking=config.thinking,
+                    tool_calls=config.tool_calls,
+                )
+            )
         return life
 
     def unload(self, save_timeout_s: float = 0.0) -> None:
@@ -522,7 +531,7 @@ class ModelHost:
     def _handle_request(self, life: Life, request: Request, frame: AnyFrame) -> None:
         match frame:
             case Token():
-                request.on_token(frame.data, frame.token)
+                request.on_token(frame.data, frame.token, frame.parts)
             case Captured():
                 self.cache.captured(request, frame)
                 self.cache.replenish()

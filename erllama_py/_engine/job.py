@@ -16,6 +16,7 @@ from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
 from erllama_py._engine.frames import AdapterSet
 from erllama_py._engine.prompt import GENERATING
 from erllama_py._engine.restore import Restore
+from erllama_py._engine.spoken import Spoken
 from erllama_py._engine.stops import StopScanner
 from erllama_py._engine.trace import LogitsTrace
 from erllama_py.config import GenerateOptions
@@ -70,6 +71,10 @@ class Job:
         self.target = target
         """Tokens to generate at most."""
         self.stops = StopScanner(options.stop_sequences)
+        self.spoken: Spoken | None = None
+        """Tells thinking and tool calls apart from the reply; ``None``: all is reply."""
+        self.room = target
+        """Tokens to draw at most, those of spans included."""
         self.prompt_len = len(prompt)
         self.stage = Stage.QUEUED
         self.slot = -1
@@ -127,6 +132,11 @@ class Job:
     def generates(self) -> bool:
         """Whether any token is to be drawn."""
         return self.mode in GENERATING and self.target > 0
+
+    @property
+    def said(self) -> int:
+        """Tokens of the reply so far."""
+        return len(self.generated if self.spoken is None else self.spoken.tokens)
 
     @property
     def transfers(self) -> bool:

@@ -12,6 +12,8 @@ from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
+
 from erllama_py._backends.base import BLOCK, Backend, BackendError, Sampler
 from erllama_py._cache.policy import Policy, cold_save_split, should_finish_save
 from erllama_py._engine.adapting import Adapting
@@ -34,6 +36,7 @@ from erllama_py._engine.measures import Measures
 from erllama_py._engine.restore import BadPiece
 from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.slots import Slots
+from erllama_py._engine.spans import Part
 from erllama_py._engine.speculation import compare
 from erllama_py._engine.stops import cut_at
 from erllama_py._engine.trace import LogitsTrace
@@ -166,23 +169,46 @@ class Replies:
         try:
             if job.options.trace:
                 self._keep_logits(job, copy)
+            if job.spoken:
+                job.sampler.syntax = job.spoken.syntax
             token = draw(job.sampler)
         except BackendError as error:  # such as a grammar that no token can follow
             self._fail(job, error.reason, error.detail)
             return
         job.pending = token
         job.generated.append(token)
+        ends = self._backend.is_eog(token)
+        self._tell(job, token, ends=ends)
+        if job.stops.matched is not None:
+            self._finish(job, "stop")
+        elif job.said >= job.target or len(job.generated) >= job.room:
+            self._finish(job, "length")
+        elif ends:
+            self._finish(job, "stop")
+
+    def _tell(self, job: Job, token: int, *, ends: bool) -> None:
+        """Send a token that was drawn."""
+        if job.spoken:
+            parts = job.spoken.take(token, self._backend.piece(token), ends=ends)
+            self._out.put(Token(job.id, b"", token, self._signed(job, parts)))
+            return
         streamed = job.mode == "infer"
         text = b""
         if streamed or job.stops.active:
             text = job.stops.feed(self._backend.piece(token))
         self._out.put(Token(job.id, text if streamed else b"", token))
-        if job.stops.matched is not None:
-            self._finish(job, "stop")
-        elif len(job.generated) >= job.target:
-            self._finish(job, "length")
-        elif self._backend.is_eog(token):
-            self._finish(job, "stop")
+
+    def _signed(self, job: Job, parts: list[Part]) -> list[Part]:
+        """Put the backend's own signature to thinking that ends, where it has one."""
+        if not any(part.kind == "thinking_end" for part in parts):
+            return parts
+        signature = self._backend.thinking_signature(max(job.slot, 0))
+        return [
+            msgspec.structs.replace(part, signature=signature)
+            if part.kind == "thinking_end"
+            else part
+            for part in parts
+        ]
 
     def _keep_logits(self, job: Job, copy: Callable[[memoryview], None]) -> None:
         logits = bytearray(self._backend.info.logits_bytes)
@@ -197,12 +223,11 @@ class Replies:
 
     def _finish(self, job: Job, reason: str) -> None:
         """Send the reply; what is left to store follows in CLOSING."""
-        if job.mode == "infer" and job.stops.matched is None:
-            held = job.stops.flush()
-            if held:
-                self._out.put(Token(job.id, held, None))
+        self._tell_rest(job)
         reply = b""
-        if job.mode == "complete":
+        if job.mode == "complete" and job.spoken:
+            reply = job.spoken.reply(self._backend)
+        elif job.mode == "complete":
             reply = cut_at(self._backend.detokenize(job.generated), job.stops.matched)
         # Mid-prefill, what counts is what is in the KV; later, all that was said.
         complete = not job.todo or job.pending is not None
@@ -237,6 +262,16 @@ class Replies:
             self._close(job, None)
         else:
             self._release(job, keep=self._stays(job))
+
+    def _tell_rest(self, job: Job) -> None:
+        """Send what was held back and will be nothing else any more."""
+        if job.stops.matched is not None:
+            return
+        if job.spoken:
+            if parts := job.spoken.close():
+                self._out.put(Token(job.id, b"", None, self._signed(job, parts)))
+        elif job.mode == "infer" and (held := job.stops.flush()):
+            self._out.put(Token(job.id, held, None))
 
     def _send_trace(self, job: Job) -> None:
         trace, job.trace = job.trace, None

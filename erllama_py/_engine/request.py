@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erllama_py._cache.tier import KINDS
 from erllama_py._engine.frames import Done, Submit, Verified
+from erllama_py._engine.heard import Heard
+from erllama_py._engine.spans import Part
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Event, Ref, SessionKey, next_serial, text_of
@@ -47,6 +49,7 @@ class Request:
         candidates: array[int] | None = None,
         parent_key: bytes | None = None,
         session: SessionKey | None = None,
+        signing_key: bytes = b"",
         sink: Callable[[Event], None] | None = None,
         on_over: Callable[[Request], None] | None = None,
     ) -> None:
@@ -59,6 +62,9 @@ class Request:
         self.session_key = session
         self.session = 0
         """The number of its session, once it has been submitted; 0: it has none."""
+        self._signing_key = signing_key
+        self._heard: Heard | None = None
+        """There where the reply is searched for spans, from its first token on."""
         self._sink = sink
         self._on_over = on_over
         self._submitted = b"" if tokens is None else tokens.tobytes()
@@ -116,9 +122,14 @@ class Request:
         )
 
     @property
-    def generated(self) -> array[int]:
+    def drawn(self) -> array[int]:
         """The tokens sampled so far."""
         return self.tokens[self.prompt_len :]
+
+    @property
+    def generated(self) -> array[int]:
+        """Those of the reply: without thinking and tool calls that were told apart."""
+        return self.drawn if self._heard is None else self._heard.tokens[:]
 
     @property
     def over(self) -> bool:
@@ -155,10 +166,18 @@ class Request:
             self.prompt_len = len(self.tokens)
         self.accepted.set()
 
-    def on_token(self, data: bytes, token: int | None) -> None:
+    def on_token(
+        self, data: bytes, token: int | None, parts: Sequence[Part] | None = None
+    ) -> None:
         """One generated token, or text let go at the end."""
         if token is not None:
             self.tokens.append(token)
+        if parts is not None:
+            self._heard = self._heard or Heard(self.ref, self._signing_key)
+            for event in self._heard.events(parts):
+                if self._sink:
+                    _guarded(self._sink, event)
+            return
         if self._sink:
             if data:
                 _guarded(self._sink, Event("token", self.ref, data=data))
@@ -186,6 +205,8 @@ class Request:
             stats["exactness"] = Atom(self.exactness)
         if self.tier:
             stats["tier"] = Atom(self.tier)
+        if self._heard:
+            stats |= self._heard.counts
         stop = {} if frame.stop is None else {"stop_sequence": text_of(frame.stop)}
         stats |= stop
         self.stats = stats
@@ -217,6 +238,7 @@ class Request:
             "finish_reason": Atom(frame.finish_reason),
             "stats": stats,
             **stop,
+            **(self._heard.spans if self._heard else {}),
         }
 
     def on_verified(self, frame: Verified) -> None:

@@ -59,6 +59,7 @@ from erllama_py._engine.prompt import GENERATING, refusal
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.scheduler import Scheduler
 from erllama_py._engine.sharedkv import SharedKv
+from erllama_py._engine.spoken import Spanning
 
 __all__ = ("main", "serve")
 
@@ -87,6 +88,7 @@ class Worker:
         self._loading.start()
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
+        self._spanning: Spanning | None = None
         self._engine: threading.Thread | None = None
         self._embeddings: Embeddings | None = None
         self._embedding: threading.Thread | None = None
@@ -192,6 +194,7 @@ class Worker:
         except BackendError as error:
             self._out.put(LoadFailed(error.reason, error.detail))
             return
+        self._spanning = Spanning(backend, load)
         self._backend, self._scheduler = backend, scheduler
         self._embeddings = Embeddings(backend, self._out, lambda: scheduler.busy)
         self._out.put(Loaded(info, chunk))
@@ -206,9 +209,10 @@ class Worker:
     # -- control thread -----------------------------------------------------------------
 
     def _submit(self, frame: Submit) -> None:
-        backend, scheduler = self._backend, self._scheduler
+        backend, scheduler, spanning = self._backend, self._scheduler, self._spanning
         assert backend is not None
         assert scheduler is not None
+        assert spanning is not None
         sampler = None
         try:
             if frame.text is None:
@@ -230,6 +234,11 @@ class Worker:
         job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
         job.candidates = unpack_tokens(frame.candidates)
         job.session = frame.session
+        if frame.mode in GENERATING:
+            job.room = limit
+            job.spoken = spanning.spoken(
+                tokens, frame.options, job.stops, target, streamed=frame.mode == "infer"
+            )
         self._out.put(Accepted(frame.id, reply))
         scheduler.mailbox.put(lambda: scheduler.submit(job))
 

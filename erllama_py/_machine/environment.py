@@ -271,6 +271,12 @@ def _tiers(value: Any) -> dict[str, int]:
     return quotas
 
 
+def _secret(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value.encode()
+
+
 _FROM_0 = (_count(0), "a whole number from 0")
 _FROM_1 = (_count(1), "a whole number from 1")
 _TOKENS = (_length, "a whole number from 0, or infinity")
@@ -296,6 +302,7 @@ _KEYS: Final[dict[str, tuple[Callable[[Any], Any], str]]] = {
     "scheduler": (_table, 'a map such as {"enabled": true, "pressure_source": "system"}'),
     "writer_max_concurrent": _FROM_1,
     "model_memory_bytes": _BYTES,
+    "thinking_signing_key": (_secret, "a text"),
     "cache.ram": _BYTES,
     "cache.disk": _BYTES,
     "cache.dir": _PLACE,

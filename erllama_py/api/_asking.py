@@ -53,6 +53,7 @@ def make_request(
         tokens=tokens,
         parent_key=parsed.parent_key,
         session=parsed.session,
+        signing_key=parsed.signing_key,
         sink=sink,
         on_over=on_over,
     )

@@ -127,6 +127,7 @@ PURE = (
     "erllama_py._cache.row",
     "erllama_py._cache.tier",
     "erllama_py._cache.trie",
+    "erllama_py._engine.spans",
     "erllama_py._engine.stops",
     "erllama_py._engine.utf8",
 )
