@@ -28,15 +28,21 @@ def texts(key: bytes, values: Sequence[bytes]) -> bytes:
 def gguf(
     pairs: Sequence[bytes] = (),
     tensors: Mapping[bytes, bytes] | None = None,
+    shapes: Mapping[bytes, Sequence[int]] | None = None,
     *,
     version: int = 3,
     alignment: int = 32,
 ) -> bytes:
-    """Return a file of these pairs and tensors (name to data, 32-bit floats)."""
+    """Return a file of these pairs and tensors (name to data, 32-bit floats).
+
+    :param shapes: of tensors with more than one dimension, the innermost first.
+    """
     records, data = b"", b""
     for name, content in (tensors or {}).items():
         data += bytes(-len(data) % alignment)
-        records += text(name) + struct.pack("<IQIQ", 1, len(content) // 4, 0, len(data))
+        shape = (shapes or {}).get(name, (len(content) // 4,))
+        records += text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        records += struct.pack("<IQ", 0, len(data))
         data += content
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors or {}), len(pairs))
     head += b"".join(pairs) + records

@@ -30,9 +30,7 @@ __all__ = ("Converter", "NotAModel", "bytes_of", "chat_request")
 _STATS = Atom("stats")
 _SESSION_ID = Atom("session_id")
 
-PYTHON_ONLY = frozenset(
-    {"exactness", "prefix_len", "tier", "thinking_tokens", "tool_call_tokens"}
-)
+PYTHON_ONLY = frozenset({"exactness", "prefix_len", "tier", "thinking_tokens", "tool_call_tokens"})
 """Keys of stats that the original's maps do not have."""
 
 _PYTHON_RESULTS = frozenset({"thinking", "tool_calls"})

@@ -166,7 +166,7 @@ class StubBackend:
     def new_sampler(self, options: SamplerOptions) -> StubSampler:
         """Accept any options; a grammar is ignored."""
         del options
-        return StubSampler(next(self._samplers) * _SPREAD % N_VOCAB, self._marked)
+        return StubSampler(next(self._samplers) * _SPREAD % N_VOCAB, list(self._marked))
 
     def step(self, rows: Sequence[Row]) -> None:
         """Append the rows' tokens to their sequences, within cells and batch."""

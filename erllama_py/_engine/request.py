@@ -166,9 +166,7 @@ class Request:
             self.prompt_len = len(self.tokens)
         self.accepted.set()
 
-    def on_token(
-        self, data: bytes, token: int | None, parts: Sequence[Part] | None = None
-    ) -> None:
+    def on_token(self, data: bytes, token: int | None, parts: Sequence[Part] | None = None) -> None:
         """One generated token, or text let go at the end."""
         if token is not None:
             self.tokens.append(token)

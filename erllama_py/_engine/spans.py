@@ -20,7 +20,6 @@ from __future__ import annotations
 import collections
 import enum
 from collections.abc import Mapping
-from typing import Final
 
 import msgspec
 

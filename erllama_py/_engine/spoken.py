@@ -121,8 +121,13 @@ class Spanning:
                     self._controls[token] = self._backend.written(token)
 
     def spoken(
-        self, prompt: array[int], options: GenerateOptions, stops: StopScanner, target: int,
-        *, streamed: bool,
+        self,
+        prompt: array[int],
+        options: GenerateOptions,
+        stops: StopScanner,
+        target: int,
+        *,
+        streamed: bool,
     ) -> Spoken | None:
         """Return what takes a request's tokens; ``None`` where all of them are text."""
         asked = options.tool_calls

@@ -47,6 +47,15 @@ class Setting(NamedTuple):
     error: ErllamaError | None = None
 
 
+class Secret(bytes):
+    """Bytes that no listing, log or traceback shows."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
 class CacheSettings(msgspec.Struct, frozen=True):
     """The cache of one core.  ``None``: a share of memory or disk."""
 
@@ -271,10 +280,10 @@ def _tiers(value: Any) -> dict[str, int]:
     return quotas
 
 
-def _secret(value: Any) -> bytes:
+def _secret(value: Any) -> Secret:
     if not isinstance(value, str):
         raise TypeError(value)
-    return value.encode()
+    return Secret(value.encode())
 
 
 _FROM_0 = (_count(0), "a whole number from 0")

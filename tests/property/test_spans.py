@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import example, given
@@ -24,7 +25,7 @@ def cuts(draw: st.DrawFn, text: bytes) -> list[bytes]:
     """Cut a text into tokens, of which some may be empty."""
     at = sorted(draw(st.lists(st.integers(0, len(text)), max_size=len(text) + 3)))
     edges = [0, *at, len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @st.composite
@@ -133,9 +134,9 @@ def test_nothing_is_held_back_that_cannot_become_a_marker(pieces: list[bytes]) -
         fed += len(piece)
         out += sum(len(p.data) for p in parts if p.kind == "token" or p.kind.endswith("_delta"))
         held = bytes(matcher._buffer)
-        assert not held or any(
-            marker.startswith(held) and marker != held for marker in starts
-        ), held
+        assert not held or any(marker.startswith(held) and marker != held for marker in starts), (
+            held
+        )
         assert out + len(held) <= fed
 
 

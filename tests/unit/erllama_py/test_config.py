@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from erllama_py import api
 from erllama_py.config import parse_load
 from erllama_py.errors import ErllamaError
-from erllama_py.types import Atom
+from erllama_py.types import Atom, Markers
 from tests import ggufs
 
 NUMBER = [-1, 1.5, True, "4", b"4", [], {}, 2**80]
@@ -22,6 +22,7 @@ FLAG = [0, 1, "yes", b"true", [], 2.0]
 NAME = [5, True, 1.5, [], {}]
 DIGEST = [b"", b"short", bytes(31), bytes(33), "x" * 32, 5, [0] * 32]
 CACHE_TYPE = ["q4_1", "F16", 16, b"\xff", []]
+MARKERS = [5, "x", True, [], {"start": 5, "end": "x"}, {"start": Atom("a"), "end": "b"}]
 
 # Path to the key, values it cannot have, and what the error's reason is.
 BAD = [
@@ -43,6 +44,10 @@ BAD = [
     ("cache", FLAG, "invalid"),
     ("thinking_capable", FLAG, "invalid"),
     ("chat_template", ["", b"", 5, [], "no-such-format", "{" * (1 << 20 | 1)], "invalid"),
+    ("tool_call_capable", FLAG, "invalid"),
+    ("tool_call_payload_capable", FLAG, "invalid"),
+    ("thinking_markers", MARKERS, "invalid"),
+    ("tool_call_markers", [*MARKERS, {"start": "a", "end": "b", "payload_end": 5}], "invalid"),
     ("model_opts.n_gpu_layers", [-2, 1.5, True, "all", 2**31], "invalid"),
     ("model_opts.main_gpu", NUMBER, "invalid"),
     ("model_opts.split_mode", ["column", 5, []], "badarg"),
@@ -132,6 +137,15 @@ def test_absent_values_leave_the_defaults(absent) -> None:
     for path, _, _ in BAD:
         if path != "backend":
             assert parse_load(config_of(path, absent)) == plain, path
+
+
+def test_markers_are_the_template_s_unless_they_are_given() -> None:
+    assert parse_load({}).thinking is None
+    given = {"start": b"<t>", "end": "</t>", "payload_start": None, "other": 5}
+    config = parse_load({"thinking_markers": given, "tool_call_markers": given})
+    assert config.thinking == config.tool_calls == Markers(b"<t>", b"</t>")
+    for none in (False, Atom("false"), Atom("disabled"), {}, {"start": "a"}, {"end": "b"}):
+        assert not parse_load({"thinking_markers": none}).thinking.given
 
 
 def test_unknown_keys_are_ignored() -> None:

@@ -57,6 +57,44 @@ def test_stored_logits_give_the_token_the_step_gives(
     assert generate(llama, options, 12, stored=True) == from_steps
 
 
+def test_in_syntax_the_likeliest_is_taken_and_the_chain_left_as_it_is(llama: Backend) -> None:
+    options = SamplerOptions(temperature=5.0, repetition_penalty=1.5, seed=4)
+    llama.clear(0)
+    llama.step([Row(0, 0, llama.tokenize(b"a", special=True, parse_special=False), True)])
+    plain, mixed = llama.new_sampler(options), llama.new_sampler(options)
+    drawn = [llama.sample(plain, 0) for _ in range(4)]
+    again = []
+    for _ in range(4):
+        mixed.syntax = True
+        assert llama.sample(mixed, 0) == llama.likeliest(0)
+        mixed.syntax = False
+        again.append(llama.sample(mixed, 0))
+    assert again == drawn
+    assert set(drawn) != {llama.likeliest(0)}
+    plain.close()
+    mixed.close()
+
+
+def test_in_syntax_the_grammar_still_decides(llama: Backend) -> None:
+    options = SamplerOptions(grammar=YES_OR_NO, temperature=5.0, seed=4)
+    llama.clear(0)
+    llama.step([Row(0, 0, llama.tokenize(b"a", special=True, parse_special=False), True)])
+    likeliest = llama.new_sampler(SamplerOptions(grammar=YES_OR_NO))
+    sampler = llama.new_sampler(options)
+    sampler.syntax = True
+    token = llama.sample(sampler, 0)
+    assert token == llama.sample(likeliest, 0)
+    assert b"yes".startswith(llama.piece(token)) or b"no".startswith(llama.piece(token))
+    assert token != llama.likeliest(0), "the grammar allows something else"
+    said = llama.piece(token)
+    while not llama.is_eog(token):  # it was told of that token, and goes on from it
+        token = llama.sample(sampler, 0)
+        said += llama.piece(token)
+    assert said in (b"yes", b"no")
+    likeliest.close()
+    sampler.close()
+
+
 def test_greedy_takes_the_highest_logit_and_the_lowest_id_of_equals(smollm2: Backend) -> None:
     sampler = smollm2.new_sampler(SamplerOptions())
     values = np.zeros(smollm2.info.n_vocab, np.float32)

@@ -56,6 +56,7 @@ GOOD = {
     ),
     "scheduler": ('{"enabled": true}', "{interval_ms = 9}", {"enabled": True}, {"interval_ms": 9}),
     "writer_max_concurrent": ("1", "7", 1, 7),
+    "thinking_signing_key": ("of the node", '"of the file"', b"of the node", b"of the file"),
     "cache.ram": ("512M", "1048576", 512 << 20, 1 << 20),
     "model_memory_bytes": ("8GB", '"8 gib"', 8 << 30, 8 << 30),
     "cache.disk": ("2g", '"3K"', 2 << 30, 3 << 10),
@@ -86,6 +87,7 @@ BAD = {
     "scheduler": ["system", "[]", "{", 5, [1]],
     "writer_max_concurrent": ["0", "two", 0],
     "model_memory_bytes": ["8 tons", "5I", "GB", "1.5G", -1],
+    "thinking_signing_key": [5, True, [], {}],
     "cache.ram": ["12X", "M", "-1", "1.5G", 1.5, True],
     "cache.disk": ["half", -1],
     "cache.dir": [5, "a\0b"],
@@ -169,6 +171,12 @@ def test_everything_is_listed_with_keys_that_are_none(config_file) -> None:
     for key in ("min_token", "cache.rams", "other"):
         assert seen[key].error is not None
         assert key in seen[key].error.message
+
+
+def test_a_secret_is_read_and_not_shown(config_file, monkeypatch) -> None:
+    monkeypatch.setenv("ERLLAMA_THINKING_SIGNING_KEY", "hush")
+    assert Environment().get("thinking_signing_key") == b"hush"
+    assert "hush" not in str(config.environment())
 
 
 def test_the_defaults_listed_are_those_that_hold(config_file) -> None:
