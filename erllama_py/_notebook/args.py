@@ -34,6 +34,7 @@ DEFAULT_MAX_TOKENS: Final = 512
 
 FORMATS: Final = ("markdown", "text", "json")
 EXACTNESS: Final = ("token", "bit")
+THINKING: Final = ("show", "hide", "off")
 
 
 class BadUsage(ErllamaError):
@@ -155,6 +156,13 @@ PROMPT: Final = Command(
         Option(("-o", "--output"), "bind the reply to this name", "NAME", completes="variable"),
         Option(("--fill",), "replace {{name}} by that variable's text"),
         Option(("-f", "--format"), "how the reply is shown", "FORMAT", choices=FORMATS),
+        Option(
+            ("--thinking",), "of a model that thinks: shown set apart (the default), hidden, or "
+            "off: left in the text", "MODE", choices=THINKING,
+        ),
+        Option(
+            ("--thinking-budget",), "most tokens of thinking; the rest is reply", "N", _whole(1)
+        ),
         _EXACTNESS_OPTION,
         Option(("--traceback",), "show errors with their whole traceback"),
     ),

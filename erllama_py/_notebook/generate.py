@@ -35,6 +35,8 @@ SETTLE_S: Final = 0.1
 """An interrupted request is given this long to say what it came to.  It answers after the
 engine's current step; whoever pressed stop waits no longer than this."""
 
+_new_decoder: Final = codecs.getincrementaldecoder("utf-8")
+
 _SAMPLER: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -105,6 +107,7 @@ def generate(
     fingerprint = erllama_py.api.model_info(model)["fingerprint"].hex()
     reply = Reply(model, fingerprint, len(tokens), limit)
     reply.format = arguments.format or "markdown"
+    reply.shows_thinking = arguments.thinking != "hide"
     stream = erllama_py.api.infer(model, tokens, _options(arguments, limit))
     assert isinstance(stream, erllama_py.api.Stream)
     reply.ref = stream.ref
@@ -132,7 +135,9 @@ class _Run:
         self._surface = surface
         self._started = time.monotonic()
         # A fragment may end inside a character: what is incomplete is not shown yet.
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _new_decoder("replace")
+        self._aside: codecs.IncrementalDecoder | None = None
+        """Of the thinking or the tool call that is being told."""
 
     def follow(self) -> None:
         """Draw until the stream ends."""
@@ -140,7 +145,7 @@ class _Run:
             while True:
                 if event := self._stream.get(POLL_S):
                     self._take(event)
-                if self._reply.tokens:
+                if self._reply.tokens or self._reply.shown_asides:
                     self._surface.grown(self._reply, complete=False)
                 else:
                     self._surface.waiting(self._reply)
@@ -162,9 +167,26 @@ class _Run:
             case "token_id" if event.token_id is not None:
                 reply.tokens.append(event.token_id)
                 self._first()
+            case "thinking_delta" | "tool_call_delta":
+                self._take_aside(event)
+            case "thinking_end" | "tool_call_end":
+                self._end_aside()
             case "done" | "error":
+                self._end_aside()
                 reply.text += self._decoder.decode(b"", final=True)
                 reply.stats = event.stats or {}
+
+    def _take_aside(self, event: Event) -> None:
+        fresh = self._aside is None
+        self._aside = self._aside or _new_decoder("replace")
+        aside = self._reply.aside(event.kind.removesuffix("_delta"), fresh=fresh)
+        aside.text += self._aside.decode(event.data)
+        self._first()
+
+    def _end_aside(self) -> None:
+        if self._aside is not None:
+            self._reply.asides[-1].text += self._aside.decode(b"", final=True)
+            self._aside = None
 
     def _first(self) -> None:
         if self._reply.first_token_ms is None:
@@ -177,5 +199,7 @@ def _options(arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
         "response_tokens": limit,
         "stop_sequences": arguments.stop,
         "exactness": arguments.exactness,
+        "thinking": None if arguments.thinking == "off" else "enabled",
+        "thinking_budget_tokens": arguments.thinking_budget,
     }
     return {key: value for key, value in options.items() if value is not None}

@@ -98,8 +98,8 @@ class _Final:
 
     def grown(self, reply: Reply, *, complete: bool) -> None:
         """Show it when it is whole."""
-        if complete and reply.text:
-            _publish(bundle(reply.text, reply.format), reply.metadata)
+        if complete and reply.shown:
+            _publish(reply.bundle(reply.format), reply.metadata)
 
 
 class _Live:
@@ -114,17 +114,20 @@ class _Live:
     def waiting(self, reply: Reply) -> None:
         if self._shown is None and time.monotonic() - self._started > WAIT_SHOWN_S:
             text = f"reading the prompt, {reply.prompt_tokens} tokens …"
+            if reply.thinking:
+                text = "thinking …"
             self._put({"text/plain": text, "text/markdown": f"*{text}*"}, {}, "")
 
     def grown(self, reply: Reply, *, complete: bool) -> None:
-        if not complete and (time.monotonic() < self._due or reply.text == self._shown):
+        if not complete and time.monotonic() < self._due:
             return
-        if complete and not reply.text and self._shown is None:
+        shown = reply.shown
+        if shown == self._shown if not complete else not shown and self._shown is None:
             return
         # Half of a JSON value is no JSON: types change at the end only.
         form = reply.format if complete or reply.format != "json" else "text"
-        self._put(bundle(reply.text, form), reply.metadata if complete else {}, reply.text)
-        self._due = time.monotonic() + max(UPDATE_S, 2 * len(reply.text) / BYTES_PER_S)
+        self._put(reply.bundle(form), reply.metadata if complete else {}, shown)
+        self._due = time.monotonic() + max(UPDATE_S, 2 * len(shown) / BYTES_PER_S)
 
     def _put(self, data: dict[str, Any], metadata: dict[str, Any], text: str) -> None:
         first = self._shown is None
@@ -149,9 +152,10 @@ class _Terminal:
             if complete and reply.text:
                 sys.stdout.write(bundle(reply.text, "json")["text/plain"] + "\n")
             return
-        fresh = clean(reply.text[self._written :])
-        self._written = len(reply.text)
-        if complete and reply.text and not reply.text.endswith("\n"):
+        shown = reply.shown
+        fresh = clean(shown[self._written :])
+        self._written = len(shown)
+        if complete and shown and not shown.endswith("\n"):
             fresh += "\n"
         sys.stdout.write(fresh)
         sys.stdout.flush()

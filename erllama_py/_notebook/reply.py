@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from erllama_py._notebook.asides import THINKING, TOOL_CALL, Aside, as_markdown, as_plain
 from erllama_py._notebook.text import clean, close_fence
 from erllama_py.types import Ref
 
@@ -18,7 +19,9 @@ class Reply:
 
     :ivar model: the model's id.
     :ivar text: the reply as generated.
-    :ivar tokens: its token ids.
+    :ivar tokens: its token ids, without those of thinking and tool calls told apart.
+    :ivar thinking: what was told apart from the text as thinking.
+    :ivar tool_calls: what was told apart as tool calls.
     :ivar prompt_tokens: how many tokens the prompt had.
     :ivar stats: the map of the stream's ``done`` event; empty where an interrupted
         request had not answered yet.
@@ -35,10 +38,38 @@ class Reply:
         self.format = "markdown"
         self.text = ""
         self.tokens: list[int] = []
+        self.asides: list[Aside] = []
+        self.shows_thinking = True
         self.stats = _NO_STATS
         self.first_token_ms: float | None = None
         self.interrupted = False
         self.ref: Ref | None = None
+
+    def aside(self, kind: str, *, fresh: bool) -> Aside:
+        """Return what is being said besides the text; ``fresh``: it has just begun."""
+        if fresh:
+            self.asides.append(Aside(kind, len(self.text)))
+        return self.asides[-1]
+
+    @property
+    def thinking(self) -> str:
+        """All thinking, block after block."""
+        return "".join(aside.text for aside in self.asides if aside.kind == THINKING)
+
+    @property
+    def tool_calls(self) -> list[str]:
+        """The text of each tool call."""
+        return [aside.text for aside in self.asides if aside.kind == TOOL_CALL]
+
+    @property
+    def shown_asides(self) -> list[Aside]:
+        """What is shown besides the text."""
+        return [one for one in self.asides if self.shows_thinking or one.kind != THINKING]
+
+    @property
+    def shown(self) -> str:
+        """Everything that is shown, as plain text; it only ever grows at its end."""
+        return as_plain(self.text, self.shown_asides) if self.shown_asides else self.text
 
     @property
     def finish_reason(self) -> str:
@@ -85,6 +116,8 @@ class Reply:
         count = len(self.tokens)
         if not self.interrupted:
             parts.append(_count(count, "token") + _rate(self))
+        if thought := self.stats.get("thinking_tokens"):
+            parts.append(f"thought for {_count(thought, 'token')}")
         parts.append(_end_words(self))
         return " · ".join(part for part in parts if part)
 
@@ -100,7 +133,20 @@ class Reply:
         include: object = None,  # noqa: ARG002 - IPython's protocol; it filters afterwards
         exclude: object = None,  # noqa: ARG002
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        return bundle(self.text, self.format), self.metadata
+        return self.bundle(self.format), self.metadata
+
+    def bundle(self, form: str) -> dict[str, Any]:
+        """Return what is shown in the types that front ends choose from.
+
+        JSON is the reply's text alone: what else was said would make it none.
+        """
+        asides = self.shown_asides
+        if not asides or form == "json":
+            return bundle(self.text, form)
+        shown = {"text/plain": as_plain(self.text, asides)}
+        if form == "markdown":
+            shown["text/markdown"] = as_markdown(self.text, asides)
+        return shown
 
 
 def bundle(text: str, form: str) -> dict[str, Any]:

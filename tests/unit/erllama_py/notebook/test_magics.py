@@ -128,6 +128,7 @@ def test_options_reach_the_request(shell: Any, stub: Any, spy: Spy) -> None:
             "repetition_penalty": 1.2,
             "stop_sequences": ["a", "\n"],
             "exactness": "bit",
+            "thinking": "enabled",
         }
     ]
 
@@ -468,3 +469,33 @@ def test_a_text_is_verified_on_the_model_in_use(shell: Any, stub: Any) -> None:
     assert plain.startswith("Another token after 0; ")
     assert "exact hit of 40 tokens" in plain
     assert shell.error('%erllama verify ""').reason == "empty_prompt"
+
+
+# -- thinking -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thinker() -> Any:
+    """A stub that thinks, and calls a tool."""
+    with testing.stub_model("thinker", thinking_capable=True, tool_call_capable=True) as model:
+        yield model
+
+
+def test_thinking_is_shown_above_the_reply_and_kept_beside_it(shell: Any, thinker: Any) -> None:
+    shown, summary = shell.run("%%erllama --max 2 -o answer\nhello there")
+    answer = shell.ip.user_ns["answer"]
+    assert (answer.thinking, answer.tool_calls) == ("12", ["34"])
+    assert shown == f"| 12\n\ntool call: 34\n\n{answer.text}"
+    assert len(answer.tokens) == 2
+    assert "thought for 3 tokens" in summary
+    assert answer._repr_mimebundle_()[0]["text/plain"] == shown
+
+
+def test_thinking_hidden_off_and_with_a_budget(shell: Any, thinker: Any) -> None:
+    shown, _ = shell.run("%%erllama --max 2 --thinking hide -o answer\nhi")
+    assert shown == f"tool call: 34\n\n{shell.ip.user_ns['answer'].text}"
+    shell.run("%%erllama --max 2 --thinking off -o answer\nhi")
+    assert shell.ip.user_ns["answer"].text == "<think>12"
+    shell.run("%%erllama --max 2 --thinking-budget 1 -o answer\nhi")
+    assert shell.ip.user_ns["answer"].thinking == "1"
+    assert "MODE" not in str(shell.error("%%erllama --thinking loud\nhi"))

@@ -183,3 +183,69 @@ def test_a_summary_names_what_happened() -> None:
 
 def test_the_real_clock_is_used() -> None:
     assert render.time is time
+
+
+# -- thinking and tool calls ------------------------------------------------------------------
+
+
+def with_asides(*said: tuple[str, str]) -> Reply:
+    reply = Reply("m", "00", 10, 512)
+    for kind, text in said:
+        if kind:
+            reply.aside(kind, fresh=True).text = text
+        else:
+            reply.text += text
+    return reply
+
+
+def test_thinking_and_calls_are_set_apart_where_they_were_said() -> None:
+    said = with_asides(
+        ("thinking", "\nFirst.\n```\ncode"), ("", "\n\nYes,"), ("tool_call", '{"a": 1}'), ("", " so.")
+    )
+    assert said.text == "\n\nYes, so."
+    assert said.thinking == "\nFirst.\n```\ncode"
+    assert said.tool_calls == ['{"a": 1}']
+    plain = '| First.\n| ```\n| code\n\nYes,\n\ntool call: {"a": 1}\n\n so.'
+    assert said.bundle("text") == {"text/plain": plain}
+    assert said.bundle("markdown")["text/markdown"] == (
+        '> First.\n> ```\n> code\n> ```\n\nYes,\n\n~~~~~~ text\n{"a": 1}\n~~~~~~\n\n so.'
+    )
+    said.shows_thinking = False
+    assert said.bundle("text")["text/plain"] == '\n\nYes,\n\ntool call: {"a": 1}\n\n so.'
+    assert said.bundle("json") == {"text/plain": "\n\nYes, so."}
+
+
+def test_what_is_shown_only_grows_at_its_end() -> None:
+    reply = Reply("m", "00", 10, 512)
+    before = ""
+    for fresh, text in ((True, "\n"), (False, "one\n"), (False, "\ntwo")):
+        reply.aside("thinking", fresh=fresh).text += text
+        assert reply.shown.startswith(before)
+        before = reply.shown
+    for text in ("\n", "\nYes", ".\n"):
+        reply.text += text
+        assert reply.shown.startswith(before)
+        before = reply.shown
+    assert before == "| one\n| \n| two\n\nYes.\n"
+
+
+def test_a_live_reply_grows_while_it_thinks(shell: Any, clock: Clock) -> None:
+    surface, reply = live(shell), Reply("m", "00", 10, 512)
+    reply.aside("thinking", fresh=True).text = "hm"
+    surface.grown(reply, complete=False)
+    clock.now += 1
+    reply.text = "Yes."
+    surface.grown(reply, complete=True)
+    shown = [item["data"]["text/plain"] for item in shell.shown]
+    assert shown == ["| hm", "| hm\n\nYes."]
+
+
+def test_hidden_thinking_is_only_said_to_happen(shell: Any, clock: Clock) -> None:
+    surface, reply = live(shell), Reply("m", "00", 10, 512)
+    reply.shows_thinking = False
+    reply.aside("thinking", fresh=True).text = "hm"
+    clock.now += 1
+    surface.waiting(reply)
+    reply.text = "Yes."
+    surface.grown(reply, complete=True)
+    assert [item["data"]["text/plain"] for item in shell.shown] == ["thinking …", "Yes."]
