@@ -119,10 +119,10 @@ class _Live:
             self._put({"text/plain": text, "text/markdown": f"*{text}*"}, {}, "")
 
     def grown(self, reply: Reply, *, complete: bool) -> None:
-        if not complete and time.monotonic() < self._due:
-            return
         shown = reply.shown
-        if shown == self._shown if not complete else not shown and self._shown is None:
+        if complete and not shown and self._shown is None:
+            return
+        if not complete and (time.monotonic() < self._due or shown == self._shown):
             return
         # Half of a JSON value is no JSON: types change at the end only.
         form = reply.format if complete or reply.format != "json" else "text"

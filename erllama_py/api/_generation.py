@@ -40,11 +40,13 @@ def complete(
 
     :param options: ``response_tokens`` (default: what fits into the context),
         ``parent_key``, ``session_id``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
-        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``.
+        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``;
+        ``thinking``, ``thinking_budget_tokens``, ``tool_calls``: see below.
     :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
         ``finish_key``, ``cache_hit_kind``, ``cache_delta``, ``finish_reason``, ``stats``,
-        and ``stop_sequence`` where one fired.  ``cache_delta`` is ``read``, the tokens
-        of the prompt that were not computed, and ``created``, those that rows have more.
+        and ``stop_sequence`` where one fired; ``thinking`` and ``tool_calls`` where any
+        were told apart from the reply.  ``cache_delta`` is ``read``, the tokens of the
+        prompt that were not computed, and ``created``, those that rows have more.
     :raises ErllamaError: ``empty_prompt``, ``context_overflow``, ``grammar_failed``,
         ``sticky_busy``, ``badarg``, ``{invalid, Key, Value}``.
     :raises ModelGone: unknown model, or it ended while the call waited.

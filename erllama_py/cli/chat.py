@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from erllama_py.cli.loading import loaded, sampler_options, template_option
+from erllama_py.cli.loading import (
+    loaded,
+    sampler_options,
+    template_option,
+    thinking_options,
+)
 from erllama_py.cli.output import age, columns, count, emit, json_option
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ _SHOWN_CHARS = 2000
 @click.option("--model", help=f"Known name or GGUF file; at first {_DEFAULT_MODEL}.")
 @click.option("--system", help="System message; of a new conversation only.")
 @sampler_options(None)
+@thinking_options
 @template_option
 @click.option("--n-ctx", type=int, help="Context cells; 0: the training length, at most 4096.")
 @click.option("--list", "listing", is_flag=True, help="List the conversations.")
@@ -47,6 +53,8 @@ def chat(
     limit: int | None,
     temperature: float | None,
     seed: int | None,
+    thinking: str | None,
+    thinking_budget: int | None,
     template: str | None,
     n_ctx: int | None,
     listing: bool,
@@ -79,7 +87,14 @@ def chat(
         talk.system = system
     if template is not None:
         talk.chat_template = template
-    given = {"max": limit, "temperature": temperature, "seed": seed, "n_ctx": n_ctx}
+    given: dict[str, int | float | str | None] = {
+        "max": limit,
+        "temperature": temperature,
+        "seed": seed,
+        "n_ctx": n_ctx,
+        "thinking": thinking,
+        "thinking_budget": thinking_budget,
+    }
     talk.options |= {key: value for key, value in given.items() if value is not None}
     if sys.stdin.isatty() and not as_json:
         _at_terminal(name, talk)
@@ -182,17 +197,21 @@ def _exchange(model: Any, name: str, talk: Conversation, text: str, *, quiet: bo
     """Send a message, stream the reply, and keep both; refused, it is not kept."""
     from erllama_py.cli import conversations
     from erllama_py.cli.conversations import Message
-    from erllama_py.cli.streaming import chat_tokens, stream
+    from erllama_py.cli.streaming import Thinking, chat_tokens, stream, thinking_request
     from erllama_py.errors import ErllamaError
 
     turns = [*talk.messages, Message("user", text)]
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    messages = [turn.rendered for turn in turns]
+    mode = str(talk.options.get("thinking", "show"))
+    budget = int(talk.options.get("thinking_budget", 0)) or None
     options = {
         "response_tokens": int(talk.options.get("max", _DEFAULT_MAX)),
         "temperature": talk.options.get("temperature"),
         "seed": talk.options.get("seed"),
         "parent_key": bytes.fromhex(talk.finish_key) if talk.finish_key else None,
+        **thinking_request(mode, budget),
     }
+    shown = Thinking(shown=not quiet and mode == "show")
 
     def say(part: str) -> None:
         if not quiet:
@@ -200,7 +219,7 @@ def _exchange(model: Any, name: str, talk: Conversation, text: str, *, quiet: bo
 
     try:
         tokens = chat_tokens(model, messages, talk.system, talk.chat_template)
-        reply = stream(model, tokens, options, say)
+        reply = stream(model, tokens, options, say, shown)
     except ErllamaError as error:
         if error.reason == "context_overflow":
             error.hint = "the conversation is too long: a larger --n-ctx, or another NAME"
@@ -208,7 +227,7 @@ def _exchange(model: Any, name: str, talk: Conversation, text: str, *, quiet: bo
     if not quiet:
         click.echo()
         click.echo(f"[{reply.summary}]", err=True)
-    talk.messages = [*turns, Message("assistant", reply.text)]
+    talk.messages = [*turns, Message("assistant", reply.text, reply.thinking or None)]
     key = reply.stats.get("finish_key")
     talk.finish_key = None if key is None else key.hex()
     conversations.save(name, talk)

@@ -6,7 +6,13 @@ import sys
 
 import click
 
-from erllama_py.cli.loading import loaded, model_option, sampler_options, template_option
+from erllama_py.cli.loading import (
+    loaded,
+    model_option,
+    sampler_options,
+    template_option,
+    thinking_options,
+)
 from erllama_py.cli.output import emit, json_option
 
 __all__ = ("complete", "models")
@@ -35,6 +41,7 @@ def models(as_json: bool) -> None:
 @click.argument("prompt")
 @model_option
 @sampler_options(256)
+@thinking_options
 @click.option("--chat", is_flag=True, help="Send it as a chat message, in the model's template.")
 @template_option
 @json_option
@@ -44,6 +51,8 @@ def complete(
     limit: int,
     temperature: float | None,
     seed: int | None,
+    thinking: str | None,
+    thinking_budget: int | None,
     chat: bool,
     template: str | None,
     as_json: bool,
@@ -53,7 +62,7 @@ def complete(
     '-' reads PROMPT from standard input.  Ctrl-C ends the reply, with status 130.
     """
     from erllama_py import api
-    from erllama_py.cli.streaming import chat_tokens, stream
+    from erllama_py.cli.streaming import Thinking, chat_tokens, stream, thinking_request
 
     text = sys.stdin.read() if prompt == "-" else prompt
     with loaded(model) as one:
@@ -63,12 +72,14 @@ def complete(
         else:
             tokens = api.tokenize(one, text)
         options = {"response_tokens": limit, "temperature": temperature, "seed": seed}
+        options |= thinking_request(thinking, thinking_budget)
+        shown = Thinking(shown=not as_json and thinking != "hide")
 
         def say(part: str) -> None:
             if not as_json:
                 click.echo(part, nl=False)
 
-        reply = stream(one, tokens, options, say)
+        reply = stream(one, tokens, options, say, shown)
         if as_json:
             emit({"model": model, **reply.facts})
         else:

@@ -26,12 +26,20 @@ _MAX_BYTES: Final = 64 << 20
 _VERSION: Final = 1
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, omit_defaults=True):
     """One turn."""
 
     role: str
     """``user`` or ``assistant``."""
     content: str
+    thinking: str | None = None
+    """What the model thought before it, where that was told apart."""
+
+    @property
+    def rendered(self) -> dict[str, str]:
+        """The turn as a chat template takes it: most leave former thinking out."""
+        turn = {"role": self.role, "content": self.content}
+        return turn if self.thinking is None else turn | {"reasoning_content": self.thinking}
 
 
 class Conversation(msgspec.Struct):
@@ -45,8 +53,9 @@ class Conversation(msgspec.Struct):
     """Hex: the key of the row that the latest reply left in the cache."""
     chat_template: str | None = None
     """The name of one, where the model's own is not to be taken."""
-    options: dict[str, int | float] = {}
-    """``max``, ``temperature``, ``seed``, ``n_ctx``, where they were given."""
+    options: dict[str, int | float | str] = {}
+    """``max``, ``temperature``, ``seed``, ``n_ctx``, ``thinking``, ``thinking_budget``, where
+    they were given."""
     created: int = 0
     """Unix seconds."""
     updated: int = 0

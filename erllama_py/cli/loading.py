@@ -13,7 +13,14 @@ from erllama_py.cli.progress import Progress
 if TYPE_CHECKING:
     from erllama_py import api
 
-__all__ = ("load_config", "loaded", "model_option", "sampler_options", "template_option")
+__all__ = (
+    "load_config",
+    "loaded",
+    "model_option",
+    "sampler_options",
+    "template_option",
+    "thinking_options",
+)
 
 model_option = click.option(
     "--model", default="smollm2", show_default=True, help="Known name or GGUF file."
@@ -46,6 +53,20 @@ def sampler_options(limit: int | None) -> Callable[[Any], Any]:
         return command
 
     return add
+
+
+def thinking_options(command: Any) -> Any:
+    """Add ``--thinking`` and ``--thinking-budget`` to a command."""
+    mode = click.option(
+        "--thinking",
+        type=click.Choice(("show", "hide", "off")),
+        help="Of a model that thinks: on standard error (show, the default), not at all, or "
+        "off: in the reply.",
+    )
+    budget = click.option(
+        "--thinking-budget", type=click.IntRange(1), help="Tokens of thinking, at most."
+    )
+    return mode(budget(command))
 
 
 def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:

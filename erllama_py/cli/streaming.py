@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import click
+
 from erllama_py import api
 from erllama_py.cli.progress import Progress
 
-__all__ = ("Reply", "chat_tokens", "stream")
+__all__ = ("Reply", "Thinking", "chat_tokens", "stream", "thinking_request")
 
 _POLL_S = 0.1
+_FIRST = ("token", "token_id", "thinking_delta")
 _SETTLE_S = 0.5
 """How long an interrupted request may take to say what it came to."""
 
@@ -24,6 +27,8 @@ class Reply:
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self.text = ""
+        self.thinking = ""
+        """What was told apart from the text."""
         self.count = 0
         """Tokens generated."""
         self.first_ms: float | None = None
@@ -46,6 +51,8 @@ class Reply:
         seconds = self.stats.get("generation_ms", 0) / 1000
         rate = f" at {(self.count - 1) / seconds:.0f}/s" if seconds and self.count > 1 else ""
         parts.append(f"{self.count} tokens{rate}")
+        if thought := self.stats.get("thinking_tokens"):
+            parts.append(f"thought for {thought}")
         parts.append("interrupted" if self.interrupted else self.stats.get("finish_reason", ""))
         return " · ".join(part for part in parts if part)
 
@@ -54,6 +61,7 @@ class Reply:
         """What a script wants of it."""
         return {
             "reply": self.text,
+            "thinking": self.thinking or None,
             "cache_hit_kind": self.hit,
             "prompt_tokens": self.prompt_tokens,
             "prefix_len": self.stats.get("prefix_len", 0),
@@ -92,11 +100,43 @@ def chat_tokens(
     return api.apply_chat_template(model, request)
 
 
+def thinking_request(mode: str | None, budget: int | None) -> dict[str, Any]:
+    """Return the request's options of ``--thinking`` and ``--thinking-budget``."""
+    if mode == "off":
+        return {}
+    return {"thinking": "enabled", "thinking_budget_tokens": budget}
+
+
+class Thinking:
+    """Shows thinking on standard error, dimmed, and what comes after it apart from it."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._open = False
+
+    def say(self, text: str) -> None:
+        """Show more of it."""
+        if self._shown:
+            self._open = True
+            click.secho(text, dim=True, nl=False, err=True)
+
+    def end(self) -> None:
+        """The block is over."""
+        if self._open:
+            self._open = False
+            click.echo("\n", err=True)
+
+
 def stream(
-    model: str, tokens: list[int], options: dict[str, Any], say: Callable[[str], None]
+    model: str,
+    tokens: list[int],
+    options: dict[str, Any],
+    say: Callable[[str], None],
+    thinking: Thinking | None = None,
 ) -> Reply:
     """Generate, handing each piece of text to ``say``; return the reply.
 
+    :param thinking: shows what is told apart as that, where it was asked for.
     An interrupt ends the reply and is not raised: ``interrupted`` tells.
 
     :raises ErllamaError: the request was refused, or the model ended.
@@ -104,6 +144,8 @@ def stream(
     reply = Reply(len(tokens))
     given = {key: value for key, value in options.items() if value is not None}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    thought = codecs.getincrementaldecoder("utf-8")("replace")
+    thinking = thinking or Thinking(shown=False)
     started = time.monotonic()
 
     def waiting() -> str:
@@ -111,7 +153,7 @@ def stream(
 
     def take(event: Any) -> None:
         text = ""
-        if event.kind in ("token", "token_id") and reply.first_ms is None:
+        if event.kind in _FIRST and reply.first_ms is None:
             progress.end()
             reply.first_ms = (time.monotonic() - started) * 1000
         match event.kind:
@@ -119,6 +161,12 @@ def stream(
                 text = decoder.decode(event.data)
             case "token_id":
                 reply.count += 1
+            case "thinking_delta" | "thinking_end":
+                part = thought.decode(event.data, final=event.kind == "thinking_end")
+                reply.thinking += part
+                thinking.say(part)
+                if event.kind == "thinking_end":
+                    thinking.end()
             case "done" | "error":
                 text = decoder.decode(b"", final=True)
                 reply.stats = event.stats or {}

@@ -149,6 +149,8 @@
     session_id => term(),
     stop_sequences => [binary()],
     thinking => enabled | disabled,
+    thinking_budget_tokens => pos_integer(),
+    tool_calls => enabled | disabled,
     temperature => number(),
     top_p => number(),
     top_k => pos_integer(),
@@ -262,7 +264,10 @@ end_session(Model, Session) when ?IS_MODEL(Model) ->
 ?DOC(
      "Stream a completion to CallerPid: {erllama_token, Ref, Bin}, {erllama_token_id, Ref, Id} "
      "and at the end {erllama_done, Ref, Stats} or {erllama_error, Ref, Reason}. They may "
-     "arrive before this function returns Ref. When CallerPid ends, so does the stream.").
+     "arrive before this function returns Ref. When CallerPid ends, so does the stream. With "
+     "thinking => enabled: {erllama_token, Ref, {thinking_delta, Bin}} and "
+     "{erllama_thinking_end, Ref, Sig}; of tool calls {erllama_token, Ref, {tool_call_delta, "
+     "Bin}} and {erllama_tool_call_end, Ref, Full}.").
 -spec infer(model(), [token_id()], infer_params(), pid()) -> {ok, reference()} | {error, term()}.
 infer(Model, Tokens, Params, CallerPid) when
     ?IS_MODEL(Model), is_list(Tokens), is_map(Params), is_pid(CallerPid)

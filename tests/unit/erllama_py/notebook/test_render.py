@@ -200,7 +200,10 @@ def with_asides(*said: tuple[str, str]) -> Reply:
 
 def test_thinking_and_calls_are_set_apart_where_they_were_said() -> None:
     said = with_asides(
-        ("thinking", "\nFirst.\n```\ncode"), ("", "\n\nYes,"), ("tool_call", '{"a": 1}'), ("", " so.")
+        ("thinking", "\nFirst.\n```\ncode"),
+        ("", "\n\nYes,"),
+        ("tool_call", '{"a": 1}'),
+        ("", " so."),
     )
     assert said.text == "\n\nYes, so."
     assert said.thinking == "\nFirst.\n```\ncode"
