@@ -61,6 +61,7 @@ millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
 
 _MAX_ATOM_CHARS: Final = 255
 _MAX_TEMPLATE: Final = 1 << 20
+_MAX_MARKER_BYTES: Final = 1024
 _MAX_SHARE: Final = 1e30
 """Of a device in ``tensor_split``: the engine computes with 32-bit floats."""
 
@@ -412,7 +413,10 @@ def _markers(options: Mapping[str, Any], key: str) -> Markers | None:
     texts = {name: named.get(name, "") for name in Markers.__struct_fields__}
     if not all(_is_text(text) for text in texts.values()):
         raise invalid(key, given, "a text for each marker")
-    return Markers(**{name: _bytes(text) for name, text in texts.items()})
+    markers = {name: _bytes(text) for name, text in texts.items()}
+    if max(map(len, markers.values())) > _MAX_MARKER_BYTES:
+        raise invalid(key, given, f"markers of at most {_MAX_MARKER_BYTES} bytes")
+    return Markers(**markers)
 
 
 def _tool_calls(options: Mapping[str, Any]) -> bool | None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from erllama_py._backends.base import Backend
 from erllama_py._engine.frames import Load
 from erllama_py._engine.spans import Part, SpanMatcher
 from erllama_py._engine.stops import StopScanner, cut_at
 from erllama_py._templates.markers import thinking_markers, tool_call_markers
-from erllama_py.config import GenerateOptions
 from erllama_py.types import Markers
+
+if TYPE_CHECKING:
+    from erllama_py._engine.job import Job
 
 __all__ = ("Spanning", "Spoken")
 
@@ -39,6 +42,7 @@ class Spoken:
         self._stops = stops
         self._target = target
         self._streamed = streamed
+        self._begun = False
         self._text = bytearray()
         self.tokens: array[int] = array("I")
         """Those of the reply."""
@@ -53,10 +57,13 @@ class Spoken:
 
         :param ends: it ends generation.
         """
+        self._begun = True
         return self._told(self._matcher.feed(token, piece, ends=ends))
 
     def close(self) -> list[Part]:
-        """Return what remains to be told at the end of a reply."""
+        """Return what remains to be told at the end of a reply; of one without tokens nothing."""
+        if not self._begun:
+            return []
         parts = self._told(self._matcher.flush())
         self._let_go(parts)
         return parts
@@ -120,16 +127,9 @@ class Spanning:
                 if not self._backend.piece(token):
                     self._controls[token] = self._backend.written(token)
 
-    def spoken(
-        self,
-        prompt: array[int],
-        options: GenerateOptions,
-        stops: StopScanner,
-        target: int,
-        *,
-        streamed: bool,
-    ) -> Spoken | None:
+    def spoken(self, job: Job) -> Spoken | None:
         """Return what takes a request's tokens; ``None`` where all of them are text."""
+        options = job.options
         asked = options.tool_calls
         thinking = self._thinking if options.thinking else None
         calls = self._tool_calls if asked or (asked is None and self._calls_by_default) else None
@@ -140,9 +140,9 @@ class Spanning:
             calls,
             controls=self._controls,
             budget=options.thinking_budget,
-            opened=thinking is not None and thinking.given and self._opens(prompt, thinking),
+            opened=thinking is not None and thinking.given and self._opens(job.todo, thinking),
         )
-        return Spoken(matcher, stops, target, streamed=streamed)
+        return Spoken(matcher, job.stops, job.target, streamed=job.mode == "infer")
 
     def _opens(self, prompt: array[int], thinking: Markers) -> bool:
         """Whether a prompt ends with the start of thinking, as some templates have it."""

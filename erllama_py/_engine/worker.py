@@ -191,10 +191,10 @@ class Worker:
         scheduler = Scheduler(backend, self._kv, self._out, policy, chunk)
         try:
             scheduler.adapt(load.adapters)
+            self._spanning = Spanning(backend, load)
         except BackendError as error:
             self._out.put(LoadFailed(error.reason, error.detail))
             return
-        self._spanning = Spanning(backend, load)
         self._backend, self._scheduler = backend, scheduler
         self._embeddings = Embeddings(backend, self._out, lambda: scheduler.busy)
         self._out.put(Loaded(info, chunk))
@@ -226,19 +226,17 @@ class Worker:
             limit = backend.info.n_ctx - len(tokens)
             if frame.mode in GENERATING:
                 sampler = backend.new_sampler(frame.options.sampler)
+            asked = frame.options.response_tokens
+            target = limit if asked is None else min(asked, limit)
+            job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
+            job.candidates = unpack_tokens(frame.candidates)
+            job.session = frame.session
+            if frame.mode in GENERATING:
+                job.room = limit
+                job.spoken = spanning.spoken(job)
         except BackendError as error:
             self._out.put(Failed(frame.id, error.reason, error.detail))
             return
-        asked = frame.options.response_tokens
-        target = limit if asked is None else min(asked, limit)
-        job = Job(frame.id, frame.mode, tokens, frame.options, sampler, target)
-        job.candidates = unpack_tokens(frame.candidates)
-        job.session = frame.session
-        if frame.mode in GENERATING:
-            job.room = limit
-            job.spoken = spanning.spoken(
-                tokens, frame.options, job.stops, target, streamed=frame.mode == "infer"
-            )
         self._out.put(Accepted(frame.id, reply))
         scheduler.mailbox.put(lambda: scheduler.submit(job))
 

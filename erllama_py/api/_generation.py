@@ -41,7 +41,7 @@ def complete(
     :param options: ``response_tokens`` (default: what fits into the context),
         ``parent_key``, ``session_id``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
         ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``;
-        ``thinking``, ``thinking_budget_tokens``, ``tool_calls``: see below.
+        ``thinking``, ``thinking_budget_tokens``, ``tool_calls``.
     :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
         ``finish_key``, ``cache_hit_kind``, ``cache_delta``, ``finish_reason``, ``stats``,
         and ``stop_sequence`` where one fired; ``thinking`` and ``tool_calls`` where any

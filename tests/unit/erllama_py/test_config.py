@@ -23,6 +23,7 @@ NAME = [5, True, 1.5, [], {}]
 DIGEST = [b"", b"short", bytes(31), bytes(33), "x" * 32, 5, [0] * 32]
 CACHE_TYPE = ["q4_1", "F16", 16, b"\xff", []]
 MARKERS = [5, "x", True, [], {"start": 5, "end": "x"}, {"start": Atom("a"), "end": "b"}]
+MARKERS += [{"start": "a", "end": "b" * 1025}]
 
 # Path to the key, values it cannot have, and what the error's reason is.
 BAD = [

@@ -139,6 +139,11 @@ def test_a_stream_cancelled_while_it_thinks_closes_the_block() -> None:
     assert rest[-1].stats["cancelled"] is True
 
 
+def test_nothing_generated_closes_nothing() -> None:
+    opened = SpanMatcher(THINK, None, opened=True)
+    assert Spoken(opened, StopScanner(()), 9, streamed=True).close() == []
+
+
 def test_drafts_are_of_all_tokens() -> None:
     with stub_model("drafter", tool_call_capable=True):
         assert len(api.draft_tokens("drafter", [1, 2], {"max": 4})) == 4
