@@ -98,7 +98,7 @@ CHAT = {
     *("type", "text", "tool_calls"),
     *("chat_template", "chat_template_kwargs", "add_generation_prompt", "parse_special"),
 }
-MESSAGES = {"thinking_delta"}
+MESSAGES = {"thinking_delta", "tool_call_delta"}
 """Inside ``erllama_token``."""
 
 
@@ -250,6 +250,10 @@ def test_every_key_that_is_answered_has_a_row(tmp_path: Path) -> None:
         note("prefill_only", api.prefill_only(loaded, tokens))
         note("model_info", api.model_info(loaded))
         note("last_cache_hit", api.last_cache_hit(loaded))
+        with stub_model(thinking_capable=True, tool_call_capable=True) as spanning:
+            result = api.complete(spanning, "a", {"thinking": "enabled", "response_tokens": 1})
+            note("complete", result)
+            note("stats", result["stats"])
         (tmp_path / "a.gguf").write_bytes(b"any file will do for a stub")
         api.load_adapter(loaded, tmp_path / "a.gguf")
         note("list_adapters", *api.list_adapters(loaded))

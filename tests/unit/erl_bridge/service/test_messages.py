@@ -31,6 +31,14 @@ REF = Reference(Atom("llm@nowhere.invalid"), 1, (1, 2, 3))
             (Atom("erllama_thinking_end"), REF, b"sig"),
         ),
         (
+            {"kind": "tool_call_delta", "data": b"{"},
+            (Atom("erllama_token"), REF, (Atom("tool_call_delta"), b"{")),
+        ),
+        (
+            {"kind": "tool_call_end", "data": b"{}"},
+            (Atom("erllama_tool_call_end"), REF, b"{}"),
+        ),
+        (
             {"kind": "done", "stats": {"prompt_tokens": 3, "prefix_len": 2}},
             (Atom("erllama_done"), REF, {Atom("prompt_tokens"): 3}),
         ),
