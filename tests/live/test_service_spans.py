@@ -105,7 +105,7 @@ def test_a_completion_has_the_documented_keys_and_the_answer_alone(llm: Serving)
         {maps:size(Map), maps:size(Stats), length(All)}
     end""")
     # Two of the prompt, three of thinking, five of the call, one of the answer.
-    assert seen == "{8,9,11}"
+    assert seen == "{9,10,11}"
 
 
 @pytest.mark.model
