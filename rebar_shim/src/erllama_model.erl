@@ -13,6 +13,7 @@
     detokenize/2,
     draft_tokens/3,
     embed/2,
+    end_session/2,
     evict/1,
     infer/4,
     last_cache_hit/1,
@@ -27,6 +28,7 @@
     pending_len/1,
     phase/1,
     prefill_only/2,
+    prefill_only/3,
     queue_depth/0,
     queue_depth/1,
     set_adapter_scale/3,
@@ -77,6 +79,10 @@ draft_tokens(A1, A2, A3) ->
 -spec embed(term(), term()) -> term().
 embed(A1, A2) ->
     erllama_call:call(?MODULE, embed, [A1, A2]).
+
+-spec end_session(term(), term()) -> term().
+end_session(A1, A2) ->
+    erllama_call:call(?MODULE, end_session, [A1, A2]).
 
 -spec evict(term()) -> term().
 evict(A1) ->
@@ -133,6 +139,10 @@ phase(A1) ->
 -spec prefill_only(term(), term()) -> term().
 prefill_only(A1, A2) ->
     erllama_call:call(?MODULE, prefill_only, [A1, A2]).
+
+-spec prefill_only(term(), term(), term()) -> term().
+prefill_only(A1, A2, A3) ->
+    erllama_call:call(?MODULE, prefill_only, [A1, A2, A3]).
 
 -spec queue_depth() -> term().
 queue_depth() ->
