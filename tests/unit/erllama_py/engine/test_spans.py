@@ -120,6 +120,18 @@ def test_a_repeat_is_exact_and_its_key_is_that_of_the_context() -> None:
     assert after["finish_key"] == cold["finish_key"] is not None
 
 
+def test_a_session_goes_on_behind_its_thinking() -> None:
+    asked = {"response_tokens": 2, "session_id": "talk", **THINKING}
+    with stub_model(thinking_capable=True, tool_call_capable=True) as model:
+        first = api.complete(model, "a b c", asked)
+        kept = first["context_tokens"]
+        events = record(api.infer(model, [*kept, 7, 8], asked))
+    assert len(kept) == 3 + 3 + 3 + 2
+    stats = events[-1].stats
+    assert (stats["cache_hit_kind"], stats["prefix_len"]) == ("sticky", len(kept))
+    assert kinds(events).count("thinking_end") == 1
+
+
 def test_a_reply_that_ends_within_a_span_closes_it_once() -> None:
     with stub_model(thinking_capable=True, context_opts={"n_ctx": 8}) as model:
         events = record(api.infer(model, range(1, 7), {"response_tokens": 5, **THINKING}))
