@@ -217,6 +217,20 @@ def test_complete_and_prefill_go_on_too(load: Any) -> None:
     assert (longer["cache_hit_kind"], longer["cache_delta"]["read"]) == ("sticky", 5)
 
 
+def test_tokens_of_spans_are_in_the_session_and_in_what_is_counted(load: Any) -> None:
+    model = load(thinking_capable=True, tool_call_payload_capable=True)
+    options = {"session_id": "a", "response_tokens": 2, "thinking": "enabled"}
+    result = api.complete(model.id, "a b c", options)
+    context = result["context_tokens"]
+    assert len(context) > 3 + 2  # thinking and a call beside the reply
+    assert result["cache_delta"] == {"read": 0, "created": 0 if len(context) < 16 else len(context)}
+    model.settle()
+    assert model.kept == {"a": len(context)}
+    assert model.scheduler._slots.parked[0].tolist() == context
+    again = model.prefill([*context, 1], "a")
+    assert (again["cache_hit_kind"], again["cache_delta"]["read"]) == ("sticky", len(context))
+
+
 def test_at_once_after_a_reply_is_soon_enough(load: Any) -> None:
     model = load(stub_opts=SLOW)
     context = list(PROMPT)
