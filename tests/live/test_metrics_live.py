@@ -53,7 +53,12 @@ def test_peers_and_their_streams(llm: Serving) -> None:
         assert seen["erllama_node_connections_total"] == 1
         assert seen["erllama_node_streams"] == 1
         assert seen["erllama_generated_tokens_total"] >= 1
-        llm.eval("begin erllama:cancel(get(stream)), true = erlang:disconnect_node(N) end")
+        llm.eval("""begin
+            R = get(stream),
+            ok = erllama:cancel(R),
+            receive {erllama_done, R, _} -> ok end,
+            true = erlang:disconnect_node(N)
+        end""")
         wait_for(lambda: scrape(server.url)["erllama_node_peers"] == 0)
         assert scrape(server.url)["erllama_node_connections_total"] == 1
 
