@@ -61,6 +61,7 @@ OPTIONS_OF_THE_SPECIFICATION = {
     "load": """
         backend model_path model_opts context_opts fingerprint fingerprint_mode quant_type
         quant_bits ctx_params_hash context_size tier tier_srv policy thinking_capable model_id
+        thinking_markers tool_call_markers tool_call_capable tool_call_payload_capable
     """,
     "model_opts": """
         n_gpu_layers main_gpu split_mode tensor_split use_mmap use_mlock vocab_only
@@ -75,20 +76,22 @@ OPTIONS_OF_THE_SPECIFICATION = {
     """,
     "request": """
         response_tokens parent_key stop_sequences thinking temperature top_p top_k min_p
-        repetition_penalty seed grammar
+        repetition_penalty seed grammar session_id thinking_budget_tokens
     """,
+    "thinking_markers": "start end",
+    "tool_call_markers": "start end payload_start payload_end",
     "environment": """
         min_tokens cold_min_tokens cold_max_tokens continued_interval boundary_trim_tokens
         boundary_align_tokens session_resume_wait_ms evict_save_timeout_ms fingerprint_mode
-        tiers scheduler writer_max_concurrent
+        tiers scheduler writer_max_concurrent thinking_signing_key
     """,
     "scheduler": """
         enabled pressure_source interval_ms high_watermark low_watermark min_evict_bytes
         evict_tiers
     """,
 }
-"""Of api.md section 5 and load-config.md: they have rows, whether anything asks for them or
-not.  Options that no parser here is seen to ask for belong here, too."""
+"""Of api.md section 5, load-config.md and beyond-0.3.md: they have rows, whether anything
+asks for them or not.  Options that no parser here is seen to ask for belong here, too."""
 
 WORDS = {"unloaded", "model_down", "bad_call", "shutdown", "killed"}
 """Reasons put together elsewhere: how a stream or a call learns that its model has ended."""
@@ -174,9 +177,13 @@ def test_every_function_of_python_only_has_a_row() -> None:
 
 # -- options --------------------------------------------------------------------------------
 
+SETTINGS = {"environment", "scheduler"}
+"""Tables of options.toml that are the environment's."""
+
 SAMPLES: list[dict[str, Any]] = [
     {"model_path": "/no/such.gguf"},
     {"backend": "erllama_model_stub", "in_process": True},
+    {"tool_call_markers": {"start": "<call>", "end": "</call>"}},
 ]
 """Load configs: keys that are read only where another is given need a sample that gives it."""
 REQUESTS: list[dict[str, Any]] = [{}]
@@ -206,8 +213,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 def test_every_option_has_a_row(asked: dict[str, set[str]]) -> None:
     hidden = {"in_process", "stub_opts"}  # for tests
     found = []
-    for table, keys in asked.items():
-        needed = keys | set(OPTIONS_OF_THE_SPECIFICATION.get(table, "").split())
+    for table in {*asked, *OPTIONS_OF_THE_SPECIFICATION} - SETTINGS:
+        needed = {*asked.get(table, ()), *OPTIONS_OF_THE_SPECIFICATION.get(table, "").split()}
         found += differences("options", table, needed - hidden)
     check(found)
     unseen = keys_in_text(ROOT / "erllama_py/config.py") - names("options") - hidden
@@ -248,6 +255,7 @@ def test_every_key_that_is_answered_has_a_row(tmp_path: Path) -> None:
                 note("stats", result["stats"])
         note("stats", record(api.infer(loaded, tokens, {"response_tokens": 1}))[-1].stats)
         note("prefill_only", api.prefill_only(loaded, tokens))
+        note("cache_delta", result["cache_delta"])
         note("model_info", api.model_info(loaded))
         note("last_cache_hit", api.last_cache_hit(loaded))
         with stub_model(thinking_capable=True, tool_call_capable=True) as spanning:
