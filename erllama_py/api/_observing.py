@@ -54,19 +54,19 @@ def last_cache_hit(model_id: str | bytes) -> dict[str, Any] | None:
 def model_totals(model: ModelArg) -> dict[str, Any]:
     """Return what a model has done since it was loaded.
 
-    ===================  ==============================================================
-    key                  value
-    ===================  ==============================================================
-    ``starts``           how often its process has come up: 1, and once for each crash
-    ``requests``         those that are over, by ``stop``, ``length``, ``cancelled``,
-                         ``error``
-    ``hits``             admissions by ``exact``, ``partial``, ``cold``
-    ``prompt_tokens``    of the prompts that were admitted, found and computed ones
-    ``restored_tokens``  of these, those found in the cache
-    ``generated_tokens`` of running requests, too
-    ``restores``         requests that had something restored, and ``restore_s`` seconds
-    ``prefill_s``        seconds, and ``generation_s``, of the requests that are over
-    ===================  ==============================================================
+    ====================  =============================================================
+    key                   value
+    ====================  =============================================================
+    ``starts``            how often its process has come up: 1, and once for each crash
+    ``requests``          those that are over, by ``stop``, ``length``, ``cancelled``,
+                          ``error``
+    ``hits``              admissions by ``exact``, ``partial``, ``cold``
+    ``prompt_tokens``     of the prompts that were admitted, found and computed ones
+    ``restored_tokens``   of these, those found in the cache
+    ``generated_tokens``  of running requests, too
+    ``restores``          requests that had something restored, and ``restore_s`` seconds
+    ``prefill_s``         seconds, and ``generation_s``, of the requests that are over
+    ====================  =============================================================
 
     :raises ModelGone: unknown model.
     """
