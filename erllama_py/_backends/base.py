@@ -239,6 +239,8 @@ class Row(NamedTuple):
     tokens: Sequence[int]
     logits: bool
     """Whether the last token's logits are wanted."""
+    every: bool = False
+    """Whether every token's are, of at most :data:`GUESSED_TOKENS` in the whole step."""
 
 
 class Sampler(Protocol):
@@ -320,8 +322,28 @@ class Backend(Protocol):
     def copy_logits(self, row: int, out: memoryview) -> None:
         """Copy row number ``row``'s logits, ``info.logits_bytes`` bytes, to ``out``."""
 
-    def likeliest(self, row: int) -> int:
-        """Return the likeliest token by row number ``row``'s logits; of equals the lowest id."""
+    def likeliest(self, row: int, at: int = -1) -> int:
+        """Return the likeliest token by row number ``row``'s logits; of equals the lowest id.
+
+        :param at: which of the row's tokens it would follow; others than the last need
+            :attr:`Row.every`.
+        """
+
+    def digest(self, row: int) -> bytes:
+        """Return a digest of row number ``row``'s logits: equal for equal bits only."""
+
+    def rehearse(self, row: Row) -> list[bytes]:
+        """Evaluate a row behind a copy of its sequence's head; nothing of it is kept.
+
+        It may begin anywhere in its sequence.  It is a step: logits of the one before are
+        gone.
+
+        :return: :meth:`digest` of the logits after each of its tokens, at most
+            :data:`GUESSED_TOKENS`.
+        :raises NoSlot: as :meth:`step`.
+        :raises StepFailed: as :meth:`step`.
+        :raises BackendError: ``not_supported``; ``window``: the head has lost cells.
+        """
 
     def guess(self, row: Row) -> list[int]:
         """Evaluate one row; return the likeliest token after each of its tokens.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,6 +66,7 @@ class LlamaBackend:
     def __init__(self, config: BackendConfig) -> None:
         self._stack = contextlib.ExitStack()
         self._outputs: list[int] = []
+        self._rows: Sequence[Row] = ()
         self._embedder: Embedder | None = None
         self._samplers: weakref.WeakSet[LlamaSampler] = weakref.WeakSet()
         try:
@@ -202,7 +204,7 @@ class LlamaBackend:
         )
         outputs = self._batch.fill(rows, total)
         self._decode(context, rows, total)
-        self._outputs = outputs
+        self._outputs, self._rows = outputs, rows
 
     def _decode(self, context: Any, rows: Sequence[Row], total: int) -> None:
         """Evaluate what is in the batch."""
@@ -219,9 +221,37 @@ class LlamaBackend:
                     self._memory.clear(row.seq)
             raise StepFailed("decode_failed", f"the engine answered {code}: {lines}")
 
-    def likeliest(self, row: int) -> int:
+    def likeliest(self, row: int, at: int = -1) -> int:
         """Return the token of a row's highest logit."""
-        return int(self._logits(check_row_number(row, self._outputs)).argmax())
+        last = check_row_number(row, self._outputs)
+        if at >= 0:
+            wanted = self._rows[row]
+            if at >= len(wanted.tokens) or not (wanted.every or at == len(wanted.tokens) - 1):
+                raise BackendError("badarg", f"logits of row {row} at {at} were not asked for")
+            last += at + 1 - len(wanted.tokens)
+        return int(self._logits(last).argmax())
+
+    def digest(self, row: int) -> bytes:
+        """Return a digest of a row's logits."""
+        return _digest(self._logits(check_row_number(row, self._outputs)))
+
+    def rehearse(self, row: Row) -> list[bytes]:
+        """Evaluate a row in the scratch sequence."""
+        context = self._running()
+        self._outputs = []
+        total = len(row.tokens)
+        if not 0 < total <= min(GUESSED_TOKENS, self.info.n_ubatch):
+            raise StepFailed("batch_overflow", f"{total} tokens to rehearse")
+        if not self._memory.lend_head(row.seq, row.pos):
+            raise BackendError("window", f"sequence {row.seq} cannot go on at {row.pos}")
+        try:
+            copy = row._replace(seq=self._memory.scratch)
+            self._batch.fill([copy], total)
+            self._batch.want_all()
+            self._decode(context, [row], total)
+            return [_digest(self._logits(at)) for at in range(total)]
+        finally:
+            self._memory.clear_scratch()
 
     def guess(self, row: Row) -> list[int]:
         """Evaluate one row, with the logits of every token."""
@@ -362,6 +392,10 @@ class LlamaBackend:
             raise StepFailed("decode_failed", f"the engine has no logits at {at}")
         memory: Any = self._logits_type.from_address(ctypes.addressof(pointer.contents))
         return np.frombuffer(memory, np.float32)
+
+
+def _digest(logits: Any) -> bytes:
+    return hashlib.blake2b(logits, digest_size=16).digest()
 
 
 def _learnt(parts: Sequence[Part], seq: int, window: int = 0) -> PartLayout | None:

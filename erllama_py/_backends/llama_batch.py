@@ -71,7 +71,7 @@ class Batch:
                     token[at : last + 1] = row.tokens
                     pos[at : last + 1] = self._count_up[row.pos : row.pos + count]
                     seq[at : last + 1] = row.seq
-                    logits[at:last] = self._all_outputs
+                    logits[at:last] = self._all_outputs or row.every
                 logits[last] = row.logits
                 outputs.append(last if row.logits else -1)
                 at = last + 1

@@ -97,6 +97,24 @@ class Memory:
         needed = max(0, length - self._n_swa) if self._n_swa else 0
         return highest == length - 1 and 0 <= lowest <= needed
 
+    def lend_head(self, seq: int, length: int) -> bool:
+        """Give the scratch sequence a head; whether it can go on from there.
+
+        :meth:`clear_scratch` takes it back.
+        """
+        if self.whole_rows or self.length(seq) < length:
+            return False
+        native.llama_memory_seq_cp(self._memory, seq, self.scratch, 0, length)
+        lowest, highest = self._span(self.scratch)
+        if highest == length - 1 and 0 <= lowest <= max(0, length - (self._n_swa or length)):
+            return True
+        self.clear_scratch()
+        return False
+
+    def clear_scratch(self) -> None:
+        """Empty the scratch sequence."""
+        self._take_back(self.scratch)
+
     def length(self, seq: int) -> int:
         """See :meth:`erllama_py._backends.base.Backend.length`."""
         return int(native.llama_memory_seq_pos_max(self._memory, self._checked(seq))) + 1

@@ -210,8 +210,9 @@ class StubBackend:
         """Write the row's new length, the stub's stand-in for logits."""
         struct.pack_into("<I", out, 0, check_row_number(row, self._outputs))
 
-    def likeliest(self, row: int) -> int:
+    def likeliest(self, row: int, at: int = -1) -> int:
         """Refuse: a request's token is its sampler's, and no other is likelier."""
+        del at
         raise BackendError("not_supported", f"the stub has no logits, of row {row} or any other")
 
     def guess(self, row: Row) -> list[int]:
@@ -219,6 +220,14 @@ class StubBackend:
         raise BackendError(
             "not_supported", f"the stub has no logits after {len(row.tokens)} tokens"
         )
+
+    def digest(self, row: int) -> bytes:
+        """Return what stands for the row's logits."""
+        return struct.pack("<I", check_row_number(row, self._outputs))
+
+    def rehearse(self, row: Row) -> list[bytes]:
+        """Refuse: there is nothing to be compared."""
+        raise BackendError("not_supported", f"the stub computes nothing after {row.pos} tokens")
 
     # -- adapters -------------------------------------------------------------------
 

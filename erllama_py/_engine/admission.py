@@ -25,6 +25,7 @@ from array import array
 
 from erllama_py._backends.base import BLOCK
 from erllama_py._engine.frames import AdapterSet, Lookup
+from erllama_py._engine.guessing import speculation_of
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.resuming import Resuming
 from erllama_py._engine.slots import common
@@ -54,6 +55,7 @@ class Admission(Resuming):
         if job.verifies and not (self._backend.info.blocks and job.prompt_len > self._chunk):
             job.cached = False  # its last cut is always computed: there is nothing to restore
         job.capturing = job.cached
+        job.speculation = speculation_of(job, self._backend)
         self._jobs[job.id] = job
         self._queue.append(job)
 
@@ -61,6 +63,11 @@ class Admission(Resuming):
         """Stop a request; unknown and finished ones are ignored."""
         if job := self._jobs.get(number):
             self._cancelled.append(job)
+
+    def drafted(self, number: int, length: int, tokens: array[int]) -> None:
+        """Take another model's draft for a request; it may be over."""
+        if job := self._jobs.get(number):
+            self._guessing.offered(job, length, tokens)
 
     def adapt(self, adapters: AdapterSet) -> None:
         """Let requests admitted from now on compute with these adapters.

@@ -17,6 +17,8 @@ A request's life on the wire::
             <-----------------------------  Admitted    the hit as it turned out
             <-----------------------------  Restored    the plan's pieces may be unpinned
             <-----------------------------  Token ...   text and id, one frame a token
+            <-----------------------------  WantDraft   of another model, if it asked for one
+      Drafted ----------------------------->  or nothing, if that cannot
             <-----------------------------  Captured .. a block is in its extent
             <-----------------------------  Saved ...   a row is complete
             <-----------------------------  Done | Failed
@@ -63,6 +65,7 @@ __all__ = (
     "Captured",
     "Closed",
     "Done",
+    "Drafted",
     "EndSession",
     "Failed",
     "Forget",
@@ -83,12 +86,14 @@ __all__ = (
     "Saved",
     "SavedWhole",
     "Segment",
+    "Speculated",
     "Stop",
     "Stored",
     "Submit",
     "Token",
     "Trace",
     "Verified",
+    "WantDraft",
     "carries_descriptor",
     "decode_frame",
     "encode_frame",
@@ -136,6 +141,16 @@ class PackedPart(msgspec.Struct, frozen=True, array_like=True):
     end: int
     nbytes: int
     crc: int
+
+
+class Speculated(msgspec.Struct, frozen=True, array_like=True):
+    """What came of a request's speculation."""
+
+    drafted: int
+    """Tokens that were compared; of a draft found wrong before its check, the wrong one."""
+    accepted: int
+    plain: str
+    """Why nothing was drafted, where that has a reason of its own."""
 
 
 class Adapter(msgspec.Struct, frozen=True, array_like=True):
@@ -237,6 +252,14 @@ class Plan(Frame, frozen=True):
     """Every piece is bit-exact and ``keep`` is a chunk multiple: going on stays exact."""
     captured: int
     """Leading tokens that need no capture."""
+
+
+class Drafted(Frame, frozen=True):
+    """The answer to :class:`WantDraft`; without tokens where there is none."""
+
+    id: int
+    length: int
+    tokens: bytes
 
 
 class Cancel(Frame, frozen=True):
@@ -358,6 +381,17 @@ class Token(Frame, frozen=True):
     """In the place of ``data``, of a request whose reply is searched for spans."""
 
 
+class WantDraft(Frame, frozen=True):
+    """Asks for up to ``count`` tokens that may follow a request's first ``length``.
+
+    The core has these: it was sent every token.  The request goes on meanwhile.
+    """
+
+    id: int
+    length: int
+    count: int
+
+
 class Captured(Frame, frozen=True):
     """Positions [start, end) are in the extent, a granted one."""
 
@@ -433,6 +467,7 @@ class Done(Frame, frozen=True):
     generation_ms: int
     committed: int
     saving: bool
+    speculated: Speculated | None = None
 
 
 class Verified(Frame, frozen=True):
@@ -507,6 +542,7 @@ AnyFrame = (
     | Submit
     | EndSession
     | Plan
+    | Drafted
     | Cancel
     | Call
     | Stop
@@ -517,6 +553,7 @@ AnyFrame = (
     | Admitted
     | Restored
     | Token
+    | WantDraft
     | Captured
     | Saved
     | SavedWhole

@@ -63,6 +63,7 @@ from erllama_py._engine.frames import (
     Token,
     Trace,
     Verified,
+    WantDraft,
 )
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.process import Running, start_in_process, start_process
@@ -479,7 +480,16 @@ class ModelHost:
 
     def _handle(self, life: Life, frame: AnyFrame) -> None:
         match frame:
-            case Token() | Captured() | Saved() | Lookup() | Accepted() | Admitted() | Verified():
+            case (
+                Token()
+                | WantDraft()
+                | Captured()
+                | Saved()
+                | Lookup()
+                | Accepted()
+                | Admitted()
+                | Verified()
+            ):
                 request = self._requests.get(frame.id)
                 if request is not None:
                     self._handle_request(life, request, frame)
@@ -532,6 +542,9 @@ class ModelHost:
         match frame:
             case Token():
                 request.on_token(frame.data, frame.token, frame.parts)
+            case WantDraft():
+                if request.drafts is not None:
+                    request.drafts.ask(frame, request.tokens[: frame.length], life.send)
             case Captured():
                 self.cache.captured(request, frame)
                 self.cache.replenish()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import time
 from array import array
+from typing import TYPE_CHECKING
 
 from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
@@ -20,6 +21,9 @@ from erllama_py._engine.spoken import Spoken
 from erllama_py._engine.stops import StopScanner
 from erllama_py._engine.trace import LogitsTrace
 from erllama_py.config import GenerateOptions
+
+if TYPE_CHECKING:
+    from erllama_py._engine.guessing import Speculation
 
 __all__ = ("Job", "Stage")
 
@@ -109,6 +113,8 @@ class Job:
         self.last_save = 0
         self.candidates: array[int] = array("I")
         """Drafted tokens of a verify; never part of the ledger."""
+        self.speculation: Speculation | None = None
+        """Where it asked for it."""
         self.exact = False
         """The cache had its whole prompt."""
         self.trace: LogitsTrace | None = None

@@ -31,6 +31,7 @@ from erllama_py._engine.frames import (
     Trace,
     Verified,
 )
+from erllama_py._engine.guessing import Guessing
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.measures import Measures
 from erllama_py._engine.restore import BadPiece
@@ -84,6 +85,7 @@ class Replies:
         self._recorder = _recorder(backend, kv, out, policy, chunk) if policy else None
         self._slots = Slots(backend, lambda session: out.put(Kept(session, 0)))
         self._adapters = Adapting(backend)
+        self._guessing = Guessing(backend, self._slots, out, policy)
         self._measures = Measures()
         self._queue: collections.deque[Job] = collections.deque()
         self._jobs: dict[int, Job] = {}
@@ -250,6 +252,7 @@ class Replies:
                 generation_ms,
                 committed,
                 saving,
+                self._guessing.facts(job),
             )
         )
         job.stage = Stage.CLOSING

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erllama_py._cache.tier import KINDS
-from erllama_py._engine.frames import Done, Submit, Verified
+from erllama_py._engine.frames import Done, Speculated, Submit, Verified
 from erllama_py._engine.heard import Heard
 from erllama_py._engine.spans import Part
 from erllama_py.config import GenerateOptions
@@ -23,6 +23,7 @@ from erllama_py.types import Atom, Event, Ref, SessionKey, next_serial, text_of
 if TYPE_CHECKING:
     from erllama_py._cache.lease import Lease
     from erllama_py._cache.namespace import Namespace
+    from erllama_py._engine.draftmodel import DraftModel
     from erllama_py._engine.noted import Noted
 
 __all__ = ("Request",)
@@ -73,6 +74,8 @@ class Request:
         """Prompt and generated tokens, in order."""
         self.prompt_len = len(self.tokens)
 
+        self.drafts: DraftModel | None = None
+        """The model that drafts for it, where it speculates with one."""
         self.life: object = None
         """The life of the model process it was sent to."""
         self.accepted = threading.Event()
@@ -199,6 +202,8 @@ class Request:
             "cache_delta": {"read": self.prefix_len, "created": created},
             "prefix_len": self.prefix_len,
         }
+        if frame.speculated:
+            stats["speculation"] = _speculation(frame.speculated)
         if self.exactness:
             stats["exactness"] = Atom(self.exactness)
         if self.tier:
@@ -254,10 +259,18 @@ class Request:
             return
         self._over.set()
         self.accepted.set()
+        if self.drafts:
+            self.drafts.stop()
         if self._sink:
             _guarded(self._sink, event)
         if self._on_over:
             _guarded(self._on_over, self)
+
+
+def _speculation(facts: Speculated) -> dict[str, Any]:
+    rate = facts.accepted / facts.drafted if facts.drafted else 0.0
+    report = {"drafted": facts.drafted, "accepted": facts.accepted, "acceptance_rate": rate}
+    return report | ({"plain": Atom(facts.plain)} if facts.plain else {})
 
 
 def _guarded(callback: Callable[[Any], None], value: Any) -> None:

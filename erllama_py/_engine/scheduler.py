@@ -122,6 +122,7 @@ class Scheduler(Admission):
         self._dispatch()
         moved = self._restore_all()
         self._report_phase()
+        self._guessing.prove(self._slots.active())
         rows = self._batch()
         grace = 0.0 if moved else self._grace(rows)
         if grace > 0:
@@ -182,19 +183,27 @@ class Scheduler(Admission):
         if len(decoders) > budget:
             # More streams than the batch holds: the ones served longest ago go first.
             decoders = sorted(decoders, key=lambda j: len(j.generated))[:budget]
+        drafted = self._guessing.draft(ready, decoders)
+        if drafted:
+            # Last, so that the cells of what is wrong of it are the last: others' next
+            # tokens would else lie before their earlier ones, and be added up in that order.
+            decoders = [job for job in decoders if job is not drafted.job] + [drafted.job]
         for job in decoders:
             assert job.pending is not None
             wanted = job.stage is Stage.RUN or job.capturing
-            rows.append((job, Row(job.slot, len(job.ledger), [job.pending], wanted)))
-        budget -= len(rows)
+            tokens = [job.pending]
+            if drafted and job is drafted.job:
+                tokens += drafted.tokens
+            row = Row(job.slot, len(job.ledger), tokens, wanted, every=len(tokens) > 1)
+            rows.append((job, row))
+            budget -= len(tokens)
         for job in ready:
             if job.todo and job.stage is Stage.RUN and budget > 0:
                 size = job.slice_end(self._chunk, budget)
-                tokens = job.todo[:size]
                 last = size == len(job.todo)
                 wanted = last and job.pending is None
                 wanted = wanted and (job.generates or job.cached or job.verifies)
-                rows.append((job, Row(job.slot, len(job.ledger), tokens, wanted)))
+                rows.append((job, Row(job.slot, len(job.ledger), job.todo[:size], wanted)))
                 budget -= size
         return rows
 
@@ -204,18 +213,22 @@ class Scheduler(Admission):
             try:
                 self._backend.step([row for _, row in rows])
             except NoSlot:
-                if not self._make_room():
+                self._guessing.paused = True
+                if not any(row.every for _, row in rows) and not self._make_room():
                     self._fail(rows[0][0], "context_overflow", "the context is full")
                 rows = self._batch()
             except StepFailed as error:
                 self._isolate(rows, error)
                 return
             else:
-                self._measure(rows, time.perf_counter_ns() - began)
-                self._apply(rows)
+                took_ns = time.perf_counter_ns() - began
+                self._measure(rows, took_ns)
+                self._apply(rows, took_ns)
                 return
 
     def _measure(self, rows: list[tuple[Job, Row]], took_ns: int) -> None:
+        if any(row.every for _, row in rows):
+            return
         if all(not job.todo for job, _ in rows):
             self._measures.decoded(took_ns)
         elif len(rows) == 1:
@@ -223,9 +236,12 @@ class Scheduler(Admission):
             job.prefill_ns += took_ns
             job.prefill_tokens += len(row.tokens)
 
-    def _apply(self, rows: list[tuple[Job, Row]]) -> None:
+    def _apply(self, rows: list[tuple[Job, Row]], took_ns: int) -> None:
         """Take in a step's results: tokens go out first, captures follow."""
         for index, (job, row) in enumerate(rows):
+            if row.every:
+                self._check_draft(job, row, index, took_ns)
+                continue
             size = len(row.tokens)
             job.ledger.extend(row.tokens)
             self._slots.measure(job)
@@ -234,15 +250,39 @@ class Scheduler(Admission):
                 job.todo = job.todo[size:]
             else:
                 job.pending = None
+                self._guessing.stepped(job, index, took_ns)
             if job.stage is Stage.RUN and not job.todo and job.pending is None:
                 self._prompt_done(job, index)
         for index, (job, row) in enumerate(rows):
             recorder = self._recorder_of(job)
             if job.active and recorder:
                 recorder.capture_blocks(job)
-                recorder.save_due_rows(job, index if row.logits else None)
+                # Of a row with a draft, the last logits need not be those of what is kept.
+                last = row.logits and not row.every
+                recorder.save_due_rows(job, index if last else None)
             if job.active and job.stage is Stage.CLOSING and job.pending is None:
                 self._close(job, index if row.logits else None)
+
+    def _check_draft(self, job: Job, row: Row, index: int, took_ns: int) -> None:
+        """Take the tokens that a row with a draft gives, and cut off what is wrong of it."""
+        first, *draft = row.tokens
+        job.ledger.append(first)
+        right = self._guessing.check(job, draft, index, took_ns)
+        while right:
+            token = right.pop(0)
+            self._take(job, lambda _, token=token: token, lambda _: None)  # type: ignore[misc]
+            if job.stage is not Stage.RUN:
+                break  # it is over; its last token is evaluated as if it had been drawn alone
+            if right:
+                job.ledger.append(token)
+                job.pending = None
+        if job.active and not self._slots.truncate(job.slot, len(job.ledger)):
+            # The sequence is of no use any more.  Its blocks are in the cache.
+            if job.stage is Stage.RUN:
+                job.speculation = None
+                self._preempt(job)
+            else:
+                self._release(job)
 
     # -- failures ---------------------------------------------------------------------------
 
@@ -265,7 +305,12 @@ class Scheduler(Admission):
         """After a failed batch: fail only the requests whose row fails alone."""
         for job, row in rows:
             intact = self._backend.length(job.slot) == row.pos
-            if len(rows) == 1 or not (intact or self._slots.truncate(job.slot, row.pos)):
+            if row.every:
+                row = Row(row.seq, row.pos, row.tokens[:1], row.logits)  # noqa: PLW2901
+            elif len(rows) == 1:
+                self._fail(job, error.reason, error.detail)
+                continue
+            if not (intact or self._slots.truncate(job.slot, row.pos)):
                 self._fail(job, error.reason, error.detail)
                 continue
             try:
@@ -273,4 +318,4 @@ class Scheduler(Admission):
             except BackendError as alone:
                 self._fail(job, alone.reason, alone.detail)
             else:
-                self._apply([(job, row)])
+                self._apply([(job, row)], 0)

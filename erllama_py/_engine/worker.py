@@ -38,6 +38,7 @@ from erllama_py._engine.frames import (
     Answer,
     Call,
     Cancel,
+    Drafted,
     EndSession,
     Failed,
     Forget,
@@ -110,6 +111,8 @@ class Worker:
                         scheduler.mailbox.put(
                             functools.partial(scheduler.end_session, frame.session)
                         )
+                case Drafted():
+                    self._drafted(frame)
                 case Call():
                     self._call(frame)
                 case Adapt():
@@ -246,6 +249,12 @@ class Worker:
         restore = Restore(frame, self._kv, self._loader.nudge)
         scheduler.mailbox.put(lambda: scheduler.plan(frame.id, restore))
         self._loader.add(restore)
+
+    def _drafted(self, frame: Drafted) -> None:
+        scheduler = self._scheduler
+        assert scheduler is not None
+        tokens = unpack_tokens(frame.tokens)
+        scheduler.mailbox.put(lambda: scheduler.drafted(frame.id, frame.length, tokens))
 
     def _adapt(self, frame: Adapt) -> None:
         scheduler = self._scheduler

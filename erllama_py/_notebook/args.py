@@ -164,6 +164,12 @@ PROMPT: Final = Command(
             ("--thinking-budget",), "most tokens of thinking; the rest is reply", "N", _whole(1)
         ),
         _EXACTNESS_OPTION,
+        Option(
+            ("--speculate",),
+            "draft ahead, from the text itself (lookup) or with another loaded model; the"
+            " reply is the same",
+            "HOW",
+        ),
         Option(("--traceback",), "show errors with their whole traceback"),
     ),
 )  # fmt: skip

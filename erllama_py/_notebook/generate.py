@@ -193,6 +193,10 @@ class _Run:
             self._reply.first_token_ms = (time.monotonic() - self._started) * 1000
 
 
+def _speculate(how: str | None) -> Any:
+    return how if how in (None, "lookup", "false") else {"draft": how}
+
+
 def _options(arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in _SAMPLER}
     options |= {
@@ -201,5 +205,6 @@ def _options(arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
         "exactness": arguments.exactness,
         "thinking": None if arguments.thinking == "off" else "enabled",
         "thinking_budget_tokens": arguments.thinking_budget,
+        "speculate": _speculate(arguments.speculate),
     }
     return {key: value for key, value in options.items() if value is not None}

@@ -6,8 +6,10 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from erllama_py._engine.draftmodel import draft_model
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import refusal
+from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
 from erllama_py.config import RequestOptions, parse_request
 from erllama_py.errors import BadCall, ErllamaError
@@ -43,10 +45,11 @@ def make_request(
 
     :param default_tokens: what it may generate where they do not say; ``None``: what fits.
     """
-    parsed: RequestOptions = parse_request(
-        {} if options is None else options, host.config.exactness, default_tokens
-    )
-    return Request(
+    given = {} if options is None else options
+    usual = host.config.speculate
+    parsed: RequestOptions = parse_request(given, host.config.exactness, default_tokens, usual)
+    drafts = draft_model(host, parsed.generate.speculate, core().find)
+    request = Request(
         mode,
         parsed.generate,
         text=text,
@@ -57,6 +60,8 @@ def make_request(
         sink=sink,
         on_over=on_over,
     )
+    request.drafts = drafts
+    return request
 
 
 def wait(host: ModelHost, request: Request) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def complete(
 
     :param options: ``response_tokens`` (default: what fits into the context),
         ``parent_key``, ``session_id``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
-        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``;
+        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``,
+        ``speculate``;
         ``thinking``, ``thinking_budget_tokens``, ``tool_calls``.
     :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
         ``finish_key``, ``cache_hit_kind``, ``cache_delta``, ``finish_reason``, ``stats``,

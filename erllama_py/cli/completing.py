@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -42,6 +43,9 @@ def models(as_json: bool) -> None:
 @model_option
 @sampler_options(256)
 @thinking_options
+@click.option(
+    "--speculate", is_flag=True, help="Draft from what stands in the text; the reply is the same."
+)
 @click.option("--chat", is_flag=True, help="Send it as a chat message, in the model's template.")
 @template_option
 @json_option
@@ -53,6 +57,7 @@ def complete(
     seed: int | None,
     thinking: str | None,
     thinking_budget: int | None,
+    speculate: bool,
     chat: bool,
     template: str | None,
     as_json: bool,
@@ -71,8 +76,10 @@ def complete(
             tokens = chat_tokens(one, message, None, template)
         else:
             tokens = api.tokenize(one, text)
-        options = {"response_tokens": limit, "temperature": temperature, "seed": seed}
+        options: dict[str, Any] = {"response_tokens": limit, "temperature": temperature}
+        options["seed"] = seed
         options |= thinking_request(thinking, thinking_budget)
+        options |= {"speculate": "lookup"} if speculate else {}
         shown = Thinking(shown=not as_json and thinking != "hide")
 
         def say(part: str) -> None:

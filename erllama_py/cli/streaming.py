@@ -59,7 +59,7 @@ class Reply:
     @property
     def facts(self) -> dict[str, Any]:
         """What a script wants of it."""
-        return {
+        facts = {
             "reply": self.text,
             "thinking": self.thinking or None,
             "cache_hit_kind": self.hit,
@@ -72,6 +72,9 @@ class Reply:
             "finish_key": self.stats.get("finish_key"),
             "interrupted": self.interrupted,
         }
+        if "speculation" in self.stats:
+            facts["speculation"] = self.stats["speculation"]
+        return facts
 
     def _hit_words(self) -> str:
         found = self.stats.get("prefix_len", 0)

@@ -186,7 +186,11 @@ SAMPLES: list[dict[str, Any]] = [
     {"tool_call_markers": {"start": "<call>", "end": "</call>"}},
 ]
 """Load configs: keys that are read only where another is given need a sample that gives it."""
-REQUESTS: list[dict[str, Any]] = [{}]
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"speculate": {"lookup": 3, "max": 2}},
+    {"speculate": {"draft": "d"}},
+]
 """Likewise, options of requests."""
 
 
@@ -248,7 +252,8 @@ def test_every_key_that_is_answered_has_a_row(tmp_path: Path) -> None:
     tokens = list(range(40))
     digits = [str(digit) for digit in range(10)]
     with stub_model("contract") as loaded:
-        for options in ({"response_tokens": 2}, {"stop_sequences": digits}):
+        speculating = {"response_tokens": 1, "speculate": "lookup"}
+        for options in ({"response_tokens": 2}, {"stop_sequences": digits}, speculating):
             for _ in range(2):
                 result = api.complete(loaded, " ".join(map(str, tokens)), options)
                 note("complete", result)

@@ -126,6 +126,28 @@ CALLS = [
     ),
     (
         "complete",
+        f'{MODEL}, <<"one two">>, #{{response_tokens => 2, speculate => lookup}}',
+        # The stub has no logits to check a draft by.
+        """fun({ok, #{generated := [T, T], stats := #{speculation := Facts}}}) ->
+                   [maps:get(Key, Facts) || Key <- [drafted, accepted, acceptance_rate, plain]]
+               end""",
+        "[0,0,0.0,not_supported]",
+    ),
+    (
+        "complete",
+        f'{MODEL}, <<"one">>, #{{speculate => #{{draft => <<"nobody">>, max => 5}}}}',
+        """fun({error, {invalid, speculate, Value}}) ->
+                   [maps:get(Key, Value) || Key <- [draft, max]] end""",
+        '[<<"nobody">>,5]',
+    ),
+    (
+        "complete",
+        f'{MODEL}, <<"one">>, #{{speculate => #{{lookup => 0}}}}',
+        "fun(Answer) -> Answer end",
+        "{error,{invalid,speculate,#{lookup => 0}}}",
+    ),
+    (
+        "complete",
         f'{MODEL}, <<"to the end">>',
         # Without a limit: until the 256 cells are full.  Above min_tokens, so there is a key.
         """fun({ok, #{generated := T, finish_key := <<_:32/binary>>, finish_reason := length}}) ->

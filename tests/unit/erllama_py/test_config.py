@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erllama_py import api
-from erllama_py.config import parse_load
+from erllama_py.config import Speculate, parse_load, parse_request
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Markers
 from tests import ggufs
@@ -42,6 +42,16 @@ BAD = [
     ("tier", ["tape", b"ram", 5, []], "invalid"),
     ("tier_srv", [*NAME, "x" * 256], "invalid"),
     ("exactness", ["roughly", 5, []], "invalid"),
+    (
+        "speculate",
+        [
+            *(5, 1.5, "draft", b"", [], {}, {"max": 3}, {"lookup": 2, "size": 2}),
+            *({"lookup": bad} for bad in (0, 16, "x", 1.5)),
+            *({"draft": bad} for bad in (b"", Atom("d"), 5)),
+            *({"lookup": 3, "max": 0}, {"draft": "d", "max": 16}, {"lookup": 3, "draft": "d"}),
+        ],
+        "invalid",
+    ),
     ("cache", FLAG, "invalid"),
     ("thinking_capable", FLAG, "invalid"),
     ("chat_template", ["", b"", 5, [], "no-such-format", "{" * (1 << 20 | 1)], "invalid"),
@@ -236,3 +246,26 @@ class TestEnvironment:
         monkeypatch.setenv("ERLLAMA_MIN_TOKENS", "few")
         with pytest.raises(ErllamaError, match="ERLLAMA_MIN_TOKENS cannot be 'few'"):
             api.load_model("bad", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Atom("false"), None),
+        (False, None),
+        ("lookup", Speculate(15, lookup=3)),
+        (Atom("lookup"), Speculate(15, lookup=3)),
+        (b"lookup", Speculate(15, lookup=3)),
+        (True, Speculate(15, lookup=3)),
+        ({"lookup": True, "max": 4}, Speculate(4, lookup=3)),
+        ({b"lookup": 5}, Speculate(15, lookup=5)),
+        ({"draft": b"small"}, Speculate(8, draft="small")),
+        ({Atom("draft"): "small", Atom("max"): 15}, Speculate(15, draft="small")),
+    ],
+)
+def test_speculation_is_an_option_and_a_default(value, expected) -> None:
+    assert parse_load({"speculate": value}).speculate == expected
+    usual = Speculate(2, lookup=2)
+    assert parse_request({"speculate": value}, "token", None, usual).generate.speculate == expected
+    assert parse_request({}, "token", None, usual).generate.speculate == usual
+    assert parse_request({"speculate": None}, "token", None, usual).generate.speculate == usual

@@ -21,6 +21,12 @@ def test_complete_as_json_has_the_reply_and_its_hit(erllama, stub) -> None:
     assert streamed.stdout == facts[0]["reply"] + "\n"
 
 
+def test_complete_may_draft_from_the_text(erllama, stub) -> None:
+    reply = json.loads(erllama("complete", "a b", "--max", "2", "--speculate", "--json").stdout)
+    assert reply["speculation"]["plain"] == "not_supported"
+    assert "speculation" not in json.loads(erllama("complete", "a b", "--json").stdout)
+
+
 def test_models_as_json(erllama) -> None:
     found = json.loads(erllama("models", "--json").stdout)
     assert found[0]["name"] == "smollm2"

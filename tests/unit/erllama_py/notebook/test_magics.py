@@ -133,6 +133,14 @@ def test_options_reach_the_request(shell: Any, stub: Any, spy: Spy) -> None:
     ]
 
 
+def test_a_cell_may_draft_ahead(shell: Any, stub: Any, spy: Spy) -> None:
+    shell.run("%%erllama --max 2 --speculate lookup\nhi")
+    assert spy.options[0]["speculate"] == "lookup"
+    assert "no model 'nobody' is loaded" in str(shell.error("%%erllama --speculate nobody\nhi"))
+    shell.run("%%erllama --max 2 --speculate false\nhi")
+    assert [options["speculate"] for options in spy.options[1:]] == [{"draft": "nobody"}, "false"]
+
+
 def test_replies_stop_at_512_tokens_unless_configured(shell: Any, stub: Any, spy: Spy) -> None:
     shell.run("%%erllama\nhi")
     shell.run("%config ErllamaMagics.max_tokens = 5")
