@@ -24,6 +24,7 @@ from erllama_py._backends.base import (
     StubOptions,
 )
 from erllama_py._cache.policy import Policy
+from erllama_py._grammar import SchemaError, grammar_of, too_much
 from erllama_py._machine.catalogue import resolve_model
 from erllama_py._machine.cpus import default_threads
 from erllama_py._machine.environment import Environment, Setting
@@ -69,6 +70,11 @@ _LOOKUP_TOKENS: Final = 3
 _DRAFT_TOKENS: Final = 8
 """``max`` of a draft model, whose tokens cost more than those of a lookup."""
 
+MAX_LOGPROBS: Final = 20
+_MANY: Final = (1 << 31) - 1
+"""More tokens than any context or vocabulary has; larger numbers are as good as this."""
+_FAR: Final = 1e30
+"""Beyond it a sampler's number is as good as this one: the engine computes in 32 bits."""
 _MAX_ATOM_CHARS: Final = 255
 _MAX_TEMPLATE: Final = 1 << 20
 _MAX_MARKER_BYTES: Final = 1024
@@ -150,6 +156,8 @@ class GenerateOptions(msgspec.Struct, frozen=True):
     tool_calls: bool | None = None
     """Tell tool calls apart; ``None``: where the load config names their markers."""
     speculate: Speculate | None = None
+    logprobs: int | None = None
+    """Tell each token's log probability, and those of so many of the likeliest."""
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -237,7 +245,7 @@ def parse_request(
     """Check the option map of a request; the last three are for what it does not say.
 
     Sampler values of the wrong type count as absent, as in the original; what would
-    change the result unseen (``seed``, ``grammar``) is refused.
+    change the result unseen (``seed``, ``grammar``, ``json_schema``) is refused.
 
     :raises BadCall: not a mapping.
     :raises ErllamaError: ``badarg`` for seed and grammar, else ``{invalid, Key, Value}``,
@@ -253,16 +261,20 @@ def parse_request(
     exact = _choice(given, "exactness", ("token", "bit"), exactness)
     # As in the original: whatever else it is, true among it, counts as disabled.
     thinking = given.get("thinking") == "enabled"
+    # JSON is reply from its first byte to its last, whatever its texts look like.
+    constrained = "json_schema" in given
+    likeliest = _integer(given, "logprobs", 0, 0, MAX_LOGPROBS) if "logprobs" in given else None
     return RequestOptions(
         GenerateOptions(
             sampler=_sampler(given),
-            response_tokens=None if tokens is None else max(0, tokens),
+            response_tokens=None if tokens is None else min(max(0, tokens), _MANY),
             stop_sequences=tuple(_bytes(s) for s in stops if _is_text(s) and s),
             bit=exact == "bit",
-            thinking=thinking,
+            thinking=thinking and not constrained,
             thinking_budget=_thinking_budget(given),
-            tool_calls=_tool_calls(given),
+            tool_calls=False if constrained else _tool_calls(given),
             speculate=_speculate(given, speculate),
+            logprobs=likeliest,
         ),
         _digest(given, "parent_key"),
         parse_session(given.get("session_id", _named_undefined(options))),
@@ -465,13 +477,18 @@ def _sampler(options: Mapping[str, Any]) -> SamplerOptions:
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise _badarg("seed", seed, "a whole number from 0 to 2^64 - 1")
     grammar = options.get("grammar")
-    if grammar is not None and not (_is_text(grammar) and grammar):
-        raise _badarg("grammar", grammar, "the text of a GBNF grammar")
+    if grammar is not None:
+        if not (_is_text(grammar) and grammar):
+            raise _badarg("grammar", grammar, "the text of a GBNF grammar")
+        if much := too_much(_bytes(grammar)):
+            raise ErllamaError("badarg", f"the grammar has {much}", "give a smaller one")
+    schema = options.get("json_schema")
     top_k = options.get("top_k")
     return SamplerOptions(
-        grammar=None if grammar is None else _bytes(grammar),
+        grammar=_optional_bytes(grammar) if schema is None else _schema_grammar(schema, grammar),
+        visible=schema is not None,
         repetition_penalty=_number(options, "repetition_penalty", lambda v: v != 1.0),
-        top_k=top_k if type(top_k) is int and top_k > 0 else None,
+        top_k=min(top_k, _MANY) if type(top_k) is int and top_k > 0 else None,
         top_p=_number(options, "top_p", lambda v: v < 1.0),
         min_p=_number(options, "min_p", lambda v: v > 0.0),
         temperature=_number(options, "temperature", lambda v: v > 0.0),
@@ -508,6 +525,23 @@ def _speculate(options: Mapping[str, Any], default: Speculate | None) -> Specula
     return Speculate(most, lookup=size)
 
 
+def _schema_grammar(schema: Any, grammar: Any) -> bytes:
+    """Return the grammar of a JSON Schema.
+
+    :raises ErllamaError: ``{invalid, json_schema, Why}``, where ``Why`` begins with the place.
+    """
+    refused = SchemaError((), "a grammar is given, too", "give one of them")
+    if grammar is None:
+        try:
+            return grammar_of(schema)
+        except SchemaError as error:
+            refused = error
+    why = str(refused)
+    raise ErllamaError(
+        (Atom("invalid"), Atom("json_schema"), why), f"json_schema, {why}", refused.mend
+    )
+
+
 # -- values -----------------------------------------------------------------------------
 
 
@@ -533,6 +567,10 @@ def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
+def _optional_bytes(value: str | bytes | None) -> bytes | None:
+    return None if value is None else _bytes(value)
+
+
 def _is_text(value: Any) -> TypeGuard[str | bytes]:
     """Whether it is a binary in Erlang: an atom's name is no text."""
     return isinstance(value, (str, bytes)) and not isinstance(value, Atom)
@@ -545,9 +583,11 @@ def _is_share(value: Any) -> bool:
 
 def _number(options: Mapping[str, Any], key: str, active: Any) -> float | None:
     value = options.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not active(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    return float(value)
+    if value != value:  # noqa: PLR0124 - a NaN is not a number
+        return None
+    return float(max(-_FAR, min(value, _FAR))) if active(value) else None
 
 
 def _badarg(key: str, value: Any, expected: str) -> ErllamaError:

@@ -25,6 +25,7 @@ _THINKING_END = Atom("erllama_thinking_end")
 _THINKING_DELTA = Atom("thinking_delta")
 _TOOL_CALL_END = Atom("erllama_tool_call_end")
 _TOOL_CALL_DELTA = Atom("tool_call_delta")
+_LOGPROBS = Atom("erllama_logprobs")
 _DONE = Atom("erllama_done")
 _ERROR = Atom("erllama_error")
 
@@ -140,6 +141,8 @@ class _Stream:
                 return encode((_TOKEN, self.ref, (_TOOL_CALL_DELTA, event.data)))
             case "tool_call_end":
                 return encode((_TOOL_CALL_END, self.ref, event.data))
+            case "logprobs":
+                return encode((_LOGPROBS, self.ref, self._converter.to_term(event.logprobs)))
             case "done":
                 stats = self._converter.stats(event.stats or {})
                 return encode((_DONE, self.ref, stats))

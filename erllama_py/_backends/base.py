@@ -212,6 +212,11 @@ class BackendInfo(msgspec.Struct, frozen=True):
     """Bytes of weights, of the context, and of what computes; zeros where the engine does
     not say."""
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether logits are numbers, one for each token of the vocabulary."""
+        return self.generates and self.logits_bytes == 4 * self.n_vocab
+
 
 class SamplerOptions(msgspec.Struct, frozen=True):
     """One request's sampler chain; ``None`` leaves a stage out.
@@ -222,6 +227,8 @@ class SamplerOptions(msgspec.Struct, frozen=True):
     """
 
     grammar: bytes | None = None
+    visible: bool = False
+    """With a grammar: no control tokens, which it sees and the reply does not have."""
     repetition_penalty: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -188,7 +188,9 @@ class LlamaBackend:
     def new_sampler(self, options: SamplerOptions) -> LlamaSampler:
         """Build a request's sampler."""
         self._running()
-        sampler = LlamaSampler(self._model.vocab, self._candidates, self.info.n_vocab, options)
+        sampler = LlamaSampler(
+            self._model.vocab, self._candidates, self.info.n_vocab, options, self._vocab
+        )
         self._samplers.add(sampler)
         return sampler
 

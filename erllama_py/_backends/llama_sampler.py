@@ -7,6 +7,12 @@ chooses, the grammar is asked about that one token, and only if it refuses is it
 applied to all and the chain run again.  Where the grammar accepts, the result is the
 one grammar-first would give for greedy, and a fair draw otherwise.
 
+A grammar is about characters, and a token may be a part of one.  The engine takes any byte
+for the rest of a character that has begun, a quote too, and the text is broken then: so a
+token that would leave something that is not UTF-8 is refused here.  A control token the
+engine takes for its name, which is not in the reply: where the reply itself has to be what
+the grammar says (``visible``), those are refused, too.
+
 Three ways lead to a token, and all of them to the same one:
 
 ========================  ======================  ============================
@@ -27,20 +33,25 @@ import contextlib
 import ctypes
 import math
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import llama_cpp.llama_cpp as native
 import numpy as np
 
 from erllama_py._backends import native_log
 from erllama_py._backends.base import BackendError, SamplerOptions
+from erllama_py._backends.llama_vocab import Vocab
 
-__all__ = ("Candidates", "LlamaSampler")
+__all__ = ("Candidates", "LlamaSampler", "unfinished")
 
 PENALTY_WINDOW = 64
 """Tokens the repetition penalty looks back on.  Only generated ones are accepted into
 the chain, so the prompt never counts."""
 _GRAMMAR_ROOT = b"root"
+
+_BAD_DRAWS: Final = 8
+"""Tokens that must not be said, drawn one after the other, before all such are left out."""
 
 # struct llama_token_data
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -71,8 +82,9 @@ class Candidates:
         # Read before the chain runs: samplers sort the table in place.
         best_id = self._best_allowed(grammar)
         token, logit = self._run(chain)
-        # A draw may land on a refused token where rounding leaves it the last share.
-        return best_id if logit == -math.inf else token
+        # A draw may land on a refused token where rounding leaves it the last share, or on any
+        # where a temperature near nothing makes of all shares no numbers.
+        return token if logit > -math.inf else best_id
 
     def likeliest_allowed(self, grammar: Any, logits: Any) -> int:
         """Return the likeliest token that the grammar allows.
@@ -124,8 +136,19 @@ class LlamaSampler:
 
     syntax = False
 
-    def __init__(self, vocab: Any, candidates: Candidates, n_vocab: int, o: SamplerOptions) -> None:
+    def __init__(
+        self,
+        vocab: Any,
+        candidates: Candidates,
+        n_vocab: int,
+        o: SamplerOptions,
+        text: Vocab,
+    ) -> None:
         self._candidates = candidates
+        self._text = text
+        self._visible = o.visible
+        self._unfinished = b""
+        """Bytes of a character that has begun; kept with a grammar only."""
         self._free = contextlib.ExitStack()
         # A sampler that was dropped unclosed is freed with its Python object.
         self._close = weakref.finalize(self, self._free.close)
@@ -170,8 +193,7 @@ class LlamaSampler:
         else:
             token = self._candidates.choose(self._chain, logits)
         if self._grammar is not None:
-            if not self._candidates.allows(self._grammar, token):
-                token = self._candidates.choose_allowed(self._chain, self._grammar, logits)
+            token = self._held(token, logits, self._chosen)
             native.llama_sampler_accept(self._grammar, token)
         if not self._greedy_alone:
             native.llama_sampler_accept(self._chain, token)
@@ -181,14 +203,54 @@ class LlamaSampler:
         """Take the likeliest token, past the chain: only the grammar is told of it."""
         token = int(logits.argmax())
         if self._grammar is not None:
-            if not self._candidates.allows(self._grammar, token):
-                token = self._candidates.likeliest_allowed(self._grammar, logits)
+            token = self._held(token, logits, self._candidates.likeliest_allowed)
             native.llama_sampler_accept(self._grammar, token)
         return token
+
+    def _chosen(self, grammar: Any, logits: Any) -> int:
+        return self._candidates.choose_allowed(self._chain, grammar, logits)
+
+    def _held(self, token: int, logits: Any, choose: Callable[[Any, Any], int]) -> int:
+        """Return a token where the grammar allows it, else one that it does allow."""
+        left = self._left_by(token)
+        if left is None or not self._candidates.allows(self._grammar, token):
+            for bad_draws in range(_BAD_DRAWS + 1):
+                if bad_draws == _BAD_DRAWS:
+                    logits = self._sayable(logits)
+                token = choose(self._grammar, logits)
+                left = self._left_by(token)
+                if left is not None:
+                    break
+                logits = logits.copy()
+                logits[token] = -math.inf
+        self._unfinished = left or b""
+        return token
+
+    def _left_by(self, token: int) -> bytes | None:
+        """Return what a token leaves unfinished; ``None``: it must not be said."""
+        piece = self._text.piece(token)
+        if self._visible and not piece and not self._text.is_eog(token):
+            return None
+        return unfinished(self._unfinished + piece)
+
+    def _sayable(self, logits: Any) -> Any:
+        """Return logits without the tokens that must not be said here."""
+        good = [self._left_by(token) is not None for token in range(len(logits))]
+        return np.where(good, logits, np.float32(-math.inf))
 
     def _own(self, pointer: Any) -> Any:
         self._free.callback(native.llama_sampler_free, _made(pointer))
         return pointer
+
+
+def unfinished(data: bytes) -> bytes | None:
+    """Return the bytes of a character that has begun at the end; ``None``: it is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        cut = error.end == len(data) and error.reason == "unexpected end of data"
+        return data[error.start :] if cut else None
+    return b""
 
 
 def _stages(n_vocab: int, o: SamplerOptions) -> list[tuple[Any, tuple[Any, ...]]]:

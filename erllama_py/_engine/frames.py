@@ -85,6 +85,7 @@ __all__ = (
     "Restored",
     "Saved",
     "SavedWhole",
+    "Scored",
     "Segment",
     "Speculated",
     "Stop",
@@ -392,6 +393,17 @@ class WantDraft(Frame, frozen=True):
     count: int
 
 
+class Scored(Frame, frozen=True):
+    """Log probabilities of the token sent just before, of a request that wants them."""
+
+    id: int
+    token: int
+    text: bytes
+    logprob: float
+    top: list[tuple[int, bytes, float]]
+    """The likeliest instead, as (token, text, log probability)."""
+
+
 class Captured(Frame, frozen=True):
     """Positions [start, end) are in the extent, a granted one."""
 
@@ -554,6 +566,7 @@ AnyFrame = (
     | Restored
     | Token
     | WantDraft
+    | Scored
     | Captured
     | Saved
     | SavedWhole

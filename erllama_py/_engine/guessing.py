@@ -72,6 +72,8 @@ def speculation_of(job: Job, backend: Backend) -> Speculation | None:
         plain = "not_supported"
     elif options.bit or options.trace:
         plain = "bit"
+    elif options.logprobs is not None:
+        plain = "logprobs"  # drafted tokens that are taken have no logits of their own
     elif sampler.temperature is not None:
         plain = "sampled"
     elif sampler.grammar is not None:

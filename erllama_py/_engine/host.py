@@ -59,6 +59,7 @@ from erllama_py._engine.frames import (
     Restored,
     Saved,
     SavedWhole,
+    Scored,
     Stop,
     Token,
     Trace,
@@ -493,6 +494,9 @@ class ModelHost:
                 request = self._requests.get(frame.id)
                 if request is not None:
                     self._handle_request(life, request, frame)
+            case Scored():
+                if (request := self._requests.get(frame.id)) is not None:
+                    request.on_scored(frame)
             case Restored() | Closed():
                 self._handle_release(frame)
             case Done() | Failed():

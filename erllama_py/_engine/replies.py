@@ -27,6 +27,7 @@ from erllama_py._engine.frames import (
     Failed,
     Kept,
     Restored,
+    Scored,
     Token,
     Trace,
     Verified,
@@ -168,9 +169,13 @@ class Replies:
         """Draw a token, send it, and end the request if it was the last."""
         assert job.sampler is not None
         job.prefilled = job.prefilled or time.monotonic()
+        logits = None
         try:
-            if job.options.trace:
-                self._keep_logits(job, copy)
+            if job.options.trace or job.options.logprobs is not None:
+                logits = bytearray(self._backend.info.logits_bytes)
+                copy(memoryview(logits))
+            if job.options.trace and logits:
+                self._keep_logits(job, logits)
             if job.spoken:
                 job.sampler.syntax = job.spoken.syntax
             token = draw(job.sampler)
@@ -181,6 +186,8 @@ class Replies:
         job.generated.append(token)
         ends = self._backend.is_eog(token)
         self._tell(job, token, ends=ends)
+        if job.options.logprobs is not None and logits:
+            self._out.put(self._scored(job, token, logits, job.options.logprobs))
         if job.stops.matched is not None:
             self._finish(job, "stop")
         elif job.said >= job.target or len(job.generated) >= job.room:
@@ -212,9 +219,17 @@ class Replies:
             for part in parts
         ]
 
-    def _keep_logits(self, job: Job, copy: Callable[[memoryview], None]) -> None:
-        logits = bytearray(self._backend.info.logits_bytes)
-        copy(memoryview(logits))
+    def _scored(self, job: Job, token: int, logits: bytearray, count: int) -> Scored:
+        # Here only: the core, which imports this module too, can do without numpy.
+        from erllama_py._engine.logprobs import scores  # noqa: PLC0415
+
+        logprob, top = scores(logits, token, count)
+        piece = self._backend.piece
+        return Scored(
+            job.id, token, piece(token), logprob, [(one, piece(one), value) for one, value in top]
+        )
+
+    def _keep_logits(self, job: Job, logits: bytearray) -> None:
         try:
             job.trace = job.trace or LogitsTrace()
             job.trace.add(logits)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from erllama_py._cache.tier import KINDS
-from erllama_py._engine.frames import Done, Speculated, Submit, Verified
+from erllama_py._engine.frames import Done, Scored, Speculated, Submit, Verified
 from erllama_py._engine.heard import Heard
 from erllama_py._engine.spans import Part
 from erllama_py.config import GenerateOptions
@@ -101,6 +101,8 @@ class Request:
         """What its lookup found, and what not."""
         self.trace: bytes | None = None
         """The logits every token was drawn from, float32, where they were asked for."""
+        self.logprobs: list[dict[str, Any]] = []
+        """Of each generated token, where they were asked for."""
         self.restore_ns: int | None = None
         """Reading, verifying and unpacking, most of it beside other work; None before."""
 
@@ -185,6 +187,21 @@ class Request:
             if token is not None:
                 _guarded(self._sink, Event("token_id", self.ref, token_id=token))
 
+    def on_scored(self, frame: Scored) -> None:
+        """The log probabilities of the latest token."""
+        entry = {
+            "token": frame.token,
+            "text": text_of(frame.text),
+            "logprob": frame.logprob,
+            "top": [
+                {"token": token, "text": text_of(text), "logprob": logprob}
+                for token, text, logprob in frame.top
+            ],
+        }
+        self.logprobs.append(entry)
+        if self._sink:
+            _guarded(self._sink, Event("logprobs", self.ref, logprobs=entry))
+
     def on_done(self, frame: Done, finish_key: bytes | None) -> None:
         """The reply is complete; ``saved`` counts the row that follows it already."""
         generated = self.generated
@@ -242,6 +259,7 @@ class Request:
             "stats": stats,
             **stop,
             **(self._heard.spans if self._heard else {}),
+            **({} if self.options.logprobs is None else {"logprobs": self.logprobs}),
         }
 
     def on_verified(self, frame: Verified) -> None:

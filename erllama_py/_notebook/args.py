@@ -155,6 +155,12 @@ PROMPT: Final = Command(
         ),
         Option(("-o", "--output"), "bind the reply to this name", "NAME", completes="variable"),
         Option(("--fill",), "replace {{name}} by that variable's text"),
+        Option(
+            ("--json-schema",), "reply in JSON that satisfies this: a variable, or a file",
+            "NAME_OR_FILE", completes="variable",
+        ),
+        Option(("--logprobs",), "keep each token's log probability, and N alternatives", "N",
+            _whole(0, 20)),
         Option(("-f", "--format"), "how the reply is shown", "FORMAT", choices=FORMATS),
         Option(
             ("--thinking",), "of a model that thinks: shown set apart (the default), hidden, or "

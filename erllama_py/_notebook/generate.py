@@ -12,6 +12,7 @@ import argparse
 import codecs
 import contextlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import erllama_py
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from erllama_py._notebook.render import Surface
     from erllama_py.types import Event
 
-__all__ = ("generate", "prompt_text", "prompt_tokens")
+__all__ = ("generate", "prompt_text", "prompt_tokens", "schema_of")
 
 POLL_S: Final = 0.05
 """How late a surface may be told that nothing has come."""
@@ -65,6 +66,29 @@ def prompt_text(
     return text, system
 
 
+def schema_of(name: str | None, names: Mapping[str, Any]) -> Any:
+    """Return the schema that ``--json-schema`` names: a variable's value, or a file's text.
+
+    A class of pydantic stands for its schema.
+
+    :raises BadUsage: there is neither.
+    """
+    if name is None:
+        return None
+    if name in names:
+        value = names[name]
+        if value is None:
+            raise BadUsage(f"--json-schema {name}: it is None", "give True for any JSON")
+        return value.model_json_schema() if hasattr(value, "model_json_schema") else value
+    try:
+        return Path(name).expanduser().read_bytes()
+    except OSError as error:
+        raise BadUsage(
+            f"--json-schema {name}: {error.strerror}, and no variable has that name",
+            "define a dict of that name, or give a file with a schema",
+        ) from None
+
+
 def prompt_tokens(
     model: str, arguments: argparse.Namespace, text: str, system: str | None
 ) -> list[int]:
@@ -96,19 +120,24 @@ def generate(
     *,
     limit: int,
     keep: Callable[[Reply], None],
+    schema: Any = None,
 ) -> None:
     """Stream a reply to a surface.
 
     :param limit: most tokens of the reply.
     :param keep: is given the reply when it ends, however it ends.
+    :param schema: what the reply has to satisfy.
     :raises KeyboardInterrupt: the cell was interrupted; the partial reply was kept.
     :raises ErllamaError: the request was refused, or the model died.
     """
     fingerprint = erllama_py.api.model_info(model)["fingerprint"].hex()
     reply = Reply(model, fingerprint, len(tokens), limit)
-    reply.format = arguments.format or "markdown"
+    reply.format = arguments.format or ("markdown" if schema is None else "json")
     reply.shows_thinking = arguments.thinking != "hide"
-    stream = erllama_py.api.infer(model, tokens, _options(arguments, limit))
+    options = _options(arguments, limit)
+    if schema is not None:
+        options["json_schema"] = schema
+    stream = erllama_py.api.infer(model, tokens, options)
     assert isinstance(stream, erllama_py.api.Stream)
     reply.ref = stream.ref
     run = _Run(reply, stream, surface)
@@ -171,6 +200,8 @@ class _Run:
                 self._take_aside(event)
             case "thinking_end" | "tool_call_end":
                 self._end_aside()
+            case "logprobs" if event.logprobs is not None:
+                reply.logprobs.append(event.logprobs)
             case "done" | "error":
                 self._end_aside()
                 reply.text += self._decoder.decode(b"", final=True)
@@ -206,5 +237,6 @@ def _options(arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
         "thinking": None if arguments.thinking == "off" else "enabled",
         "thinking_budget_tokens": arguments.thinking_budget,
         "speculate": _speculate(arguments.speculate),
+        "logprobs": arguments.logprobs,
     }
     return {key: value for key, value in options.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import keyword
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +24,7 @@ from erllama_py._notebook.args import (
     split,
 )
 from erllama_py._notebook.completer import make_matcher
-from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens
+from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens, schema_of
 from erllama_py._notebook.models import Models
 from erllama_py._notebook.render import MODES, in_kernel, note, surface
 from erllama_py._notebook.reply import Reply
@@ -84,19 +85,23 @@ class ErllamaMagics(Magics):
             text, system = prompt_text(
                 arguments, cell, self._shell.user_ns, typed=not in_kernel(self._shell)
             )
+            schema = schema_of(arguments.json_schema, self._shell.user_ns)
             where = surface(self._shell, self.render)
             model = self.models.find(arguments.model)
             tokens = prompt_tokens(model, arguments, text, system)
 
             def keep(reply: Reply) -> None:
-                for name in (LAST_REPLY, arguments.output):
-                    if name:
-                        self._shell.user_ns[name] = reply
+                self._shell.user_ns[LAST_REPLY] = reply
+                # Under a schema the name is for what the reply says, once it is whole.
+                if arguments.output and schema is None:
+                    self._shell.user_ns[arguments.output] = reply
                 if reply.stats or reply.interrupted:
                     note(reply.summary, f"<small>{escape(reply.summary)}</small>")
 
             limit = arguments.max or self.max_tokens
-            generate(model, tokens, arguments, where, limit=limit, keep=keep)
+            generate(model, tokens, arguments, where, limit=limit, keep=keep, schema=schema)
+            if arguments.output and schema is not None:
+                self._shell.user_ns[arguments.output] = _said(self._shell.user_ns[LAST_REPLY])
 
     def close(self) -> None:
         """Stop what runs for the front end; models stay loaded."""
@@ -197,6 +202,21 @@ for _magic in ("line", "cell"):
 def _check_name(name: str | None) -> None:
     if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
         raise BadUsage(f"{name!r} cannot be the name of a variable", "give -o a name like answer")
+
+
+def _said(reply: Reply) -> Any:
+    """Return the JSON that a reply is.
+
+    :raises ErllamaError: it was cut; the reply stays what the latest one is.
+    """
+    if reply.finish_reason != "stop" or "stop_sequence" in reply.stats:
+        limit = f"after {len(reply.tokens)} tokens"
+        raise ErllamaError(
+            "length",
+            f"the reply was cut {limit}: it is no JSON, and nothing was bound",
+            f"raise --max; {LAST_REPLY}.text has what there is",
+        )
+    return json.loads(reply.text)
 
 
 def _set_traceback(error: BaseException, lines: Callable[[], list[str]]) -> None:

@@ -28,6 +28,7 @@ class Reply:
     :ivar first_token_ms: from sending the prompt to the first token; ``None`` without one.
     :ivar limit: the most tokens it might have.
     :ivar ref: of the request, for ``erllama_py.api.explain``.
+    :ivar logprobs: a map for each token, where they were asked for.
     """
 
     def __init__(self, model: str, fingerprint: str, prompt_tokens: int, limit: int) -> None:
@@ -44,6 +45,7 @@ class Reply:
         self.first_token_ms: float | None = None
         self.interrupted = False
         self.ref: Ref | None = None
+        self.logprobs: list[dict[str, Any]] = []
 
     def aside(self, kind: str, *, fresh: bool) -> Aside:
         """Return what is being said besides the text; ``fresh``: it has just begun."""

@@ -44,10 +44,13 @@ def make_request(
     """Return the request that these options ask for.
 
     :param default_tokens: what it may generate where they do not say; ``None``: what fits.
+    :raises ErllamaError: they cannot be, or the model cannot do what they say.
     """
     given = {} if options is None else options
     usual = host.config.speculate
     parsed: RequestOptions = parse_request(given, host.config.exactness, default_tokens, usual)
+    if parsed.generate.logprobs is not None and not host.info.has_logits:
+        raise ErllamaError("not_supported", f"{host.info.description} has no log probabilities")
     drafts = draft_model(host, parsed.generate.speculate, core().find)
     request = Request(
         mode,

@@ -40,14 +40,17 @@ def complete(
 
     :param options: ``response_tokens`` (default: what fits into the context),
         ``parent_key``, ``session_id``, ``stop_sequences``, ``temperature``, ``top_k``, ``top_p``,
-        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar``; ``exactness``,
-        ``speculate``;
-        ``thinking``, ``thinking_budget_tokens``, ``tool_calls``.
+        ``min_p``, ``repetition_penalty``, ``seed``, ``grammar`` or ``json_schema`` (a map,
+        JSON text, or true for any JSON); ``exactness``;
+        ``speculate``; ``thinking``,
+        ``thinking_budget_tokens``, ``tool_calls``; ``logprobs``, how many of the likeliest
+        tokens to tell the log probabilities of, 0 to 20.
     :return: ``reply``, ``generated``, ``context_tokens``, ``committed_tokens``,
         ``finish_key``, ``cache_hit_kind``, ``cache_delta``, ``finish_reason``, ``stats``,
         and ``stop_sequence`` where one fired; ``thinking`` and ``tool_calls`` where any
-        were told apart from the reply.  ``cache_delta`` is ``read``, the tokens of the
-        prompt that were not computed, and ``created``, those that rows have more.
+        were told apart from the reply; ``logprobs`` where they were asked for, a map for
+        each token.  ``cache_delta`` is ``read``, the tokens of the prompt that were not
+        computed, and ``created``, those that rows have more.
     :raises ErllamaError: ``empty_prompt``, ``context_overflow``, ``grammar_failed``,
         ``sticky_busy``, ``badarg``, ``{invalid, Key, Value}``.
     :raises ModelGone: unknown model, or it ended while the call waited.

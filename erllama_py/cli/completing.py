@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from erllama_py.cli.loading import (
     template_option,
     thinking_options,
 )
-from erllama_py.cli.output import emit, json_option
+from erllama_py.cli.output import columns, emit, json_option
 
 __all__ = ("complete", "models")
 
@@ -48,6 +49,17 @@ def models(as_json: bool) -> None:
 )
 @click.option("--chat", is_flag=True, help="Send it as a chat message, in the model's template.")
 @template_option
+@click.option(
+    "--json-schema",
+    "schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Reply in JSON that satisfies the schema in this file.",
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, 20),
+    help="Tell each token's log probability, and so many of the likeliest.",
+)
 @json_option
 def complete(
     prompt: str,
@@ -60,14 +72,18 @@ def complete(
     speculate: bool,
     chat: bool,
     template: str | None,
+    schema: Path | None,
+    logprobs: int | None,
     as_json: bool,
 ) -> None:
     """Complete PROMPT, streaming the reply.
 
-    '-' reads PROMPT from standard input.  Ctrl-C ends the reply, with status 130.
+    '-' reads PROMPT from standard input.  Ctrl-C ends the reply, with status 130.  A reply
+    under a schema that was cut is no JSON: status 1.
     """
     from erllama_py import api
     from erllama_py.cli.streaming import Thinking, chat_tokens, stream, thinking_request
+    from erllama_py.errors import ErllamaError
 
     text = sys.stdin.read() if prompt == "-" else prompt
     with loaded(model) as one:
@@ -76,8 +92,13 @@ def complete(
             tokens = chat_tokens(one, message, None, template)
         else:
             tokens = api.tokenize(one, text)
-        options: dict[str, Any] = {"response_tokens": limit, "temperature": temperature}
-        options["seed"] = seed
+        options: dict[str, Any] = {
+            "response_tokens": limit,
+            "temperature": temperature,
+            "seed": seed,
+            "json_schema": None if schema is None else schema.read_bytes(),
+            "logprobs": logprobs,
+        }
         options |= thinking_request(thinking, thinking_budget)
         options |= {"speculate": "lookup"} if speculate else {}
         shown = Thinking(shown=not as_json and thinking != "hide")
@@ -91,5 +112,20 @@ def complete(
             emit({"model": model, **reply.facts})
         else:
             click.echo()
+            for line in _logprob_lines(reply.logprobs or []):
+                click.echo(line)
     if reply.interrupted:
         raise SystemExit(130)
+    if schema is not None and reply.stats.get("finish_reason") == "length":
+        raise ErllamaError(
+            "length", f"the reply was cut after {reply.count} tokens: it is no JSON", "raise --max"
+        )
+
+
+def _logprob_lines(logprobs: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each token: its text and log probability, and the likeliest."""
+    return columns([[_said(one), *map(_said, one["top"])] for one in logprobs])
+
+
+def _said(one: dict[str, Any]) -> str:
+    return f"{one['text']!r} {one['logprob']:.2f}"

@@ -31,6 +31,8 @@ class Reply:
         """What was told apart from the text."""
         self.count = 0
         """Tokens generated."""
+        self.logprobs: list[dict[str, Any]] | None = None
+        """Of each token, where they were asked for."""
         self.first_ms: float | None = None
         """From sending the prompt to the first token."""
         self.stats: dict[str, Any] = {}
@@ -71,6 +73,7 @@ class Reply:
             "finish_reason": "cancelled" if self.interrupted else self.stats.get("finish_reason"),
             "finish_key": self.stats.get("finish_key"),
             "interrupted": self.interrupted,
+            **({} if self.logprobs is None else {"logprobs": self.logprobs}),
         }
         if "speculation" in self.stats:
             facts["speculation"] = self.stats["speculation"]
@@ -146,6 +149,8 @@ def stream(
     """
     reply = Reply(len(tokens))
     given = {key: value for key, value in options.items() if value is not None}
+    if "logprobs" in given:
+        reply.logprobs = []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     thought = codecs.getincrementaldecoder("utf-8")("replace")
     thinking = thinking or Thinking(shown=False)
@@ -170,6 +175,8 @@ def stream(
                 thinking.say(part)
                 if event.kind == "thinking_end":
                     thinking.end()
+            case "logprobs" if reply.logprobs is not None:
+                reply.logprobs.append(event.logprobs)
             case "done" | "error":
                 text = decoder.decode(b"", final=True)
                 reply.stats = event.stats or {}

@@ -79,6 +79,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # What every request's template needs of a loaded model, and the stub's own rendering.
     "erllama_py._backends.base": ("erllama_py._templates.*",),
     "erllama_py._backends.stub": ("erllama_py._templates.*",),
+    "erllama_py._grammar": ("erllama_py._grammar.*", "erllama_py.config"),
     "erllama_py._machine": (
         "erllama_py._machine.*",
         "erllama_py._engine.*",
@@ -130,6 +131,7 @@ PURE = (
     "erllama_py._engine.spans",
     "erllama_py._engine.stops",
     "erllama_py._engine.utf8",
+    "erllama_py._grammar.*",
 )
 """Decisions and formats: data in, data out."""
 

@@ -235,3 +235,53 @@ def test_a_truncated_file_harms_nobody(llm: Serving, root: Path) -> None:
         Why
     end""")
     assert seen in ("load_failed", "malformed_gguf")
+
+
+def test_a_schema_is_a_map_or_text_and_its_reply_satisfies_it(llm: Serving) -> None:
+    seen = llm.eval(f"""begin
+        Map = #{{type => object, <<"properties">> => #{{<<"a">> => #{{enum => [<<"x">>, null]}}}},
+                required => [<<"a">>]}},
+        Text = <<"{{\\"type\\": \\"object\\", \\"properties\\": {{\\"a\\": {{\\"enum\\": "
+                 "[\\"x\\", null]}}}}, \\"required\\": [\\"a\\"]}}">>,
+        Ask = fun(Schema) ->
+            {{ok, #{{reply := Reply, finish_reason := stop}}}} =
+                erllama:complete({SMOL}, <<"JSON: ">>, #{{json_schema => Schema}}),
+            Reply
+        end,
+        Same = Ask(Map) =:= Ask(Text),
+        Bad = erllama:complete({SMOL}, <<"JSON: ">>, #{{json_schema => #{{'not' => true}}}}),
+        Both = erllama:complete({SMOL}, <<"JSON: ">>,
+                                #{{json_schema => true, grammar => <<"root ::= \\"a\\"">>}}),
+        {{ok, Tokens}} = erllama:tokenize({SMOL}, <<"JSON: ">>),
+        Stream = erllama:infer({SMOL}, Tokens, #{{json_schema => #{{type => text}}}}, self()),
+        {{Same, Bad, element(1, element(2, Both)), element(1, Stream)}}
+    end""")
+    assert seen == (
+        '{true,{error,{invalid,json_schema,<<"#/not: not is not supported">>}},invalid,error}'
+    )
+
+
+def test_log_probabilities_are_maps_of_floats(llm: Serving) -> None:
+    seen = llm.eval(f"""begin
+        Prompt = <<"The capital of France is">>,
+        Opts = #{{response_tokens => 2, logprobs => 3}},
+        {{ok, #{{logprobs := Told, generated := Ids, stats := Stats}}}} =
+            erllama:complete({SMOL}, Prompt, Opts),
+        [#{{token := T, text := Text, logprob := P, top := Top}} | _] = Told,
+        #{{token := T, text := Text, logprob := P}} = hd(Top),
+        {{ok, Tokens}} = erllama:tokenize({SMOL}, Prompt),
+        {{ok, R}} = erllama:infer({SMOL}, Tokens, Opts, self()),
+        Collect = fun C() ->
+            receive
+                {{erllama_token, R, _}} -> C();
+                {{erllama_done, R, _}} -> [];
+                {{Kind, R, What}} -> [{{Kind, What}} | C()]
+            end
+        end,
+        [{{erllama_token_id, T}}, {{erllama_logprobs, #{{token := T, logprob := Again}}}} | _] =
+            Collect(),
+        {{[maps:get(token, One) || One <- Told] =:= Ids, is_binary(Text), is_float(P), P =< 0.0,
+          length(Top), abs(P - Again) < 0.5, maps:is_key(logprobs, Stats),
+          erllama:complete({SMOL}, Prompt, #{{logprobs => 21}})}}
+    end""")
+    assert seen == "{true,true,true,true,3,true,false,{error,{invalid,logprobs,21}}}"

@@ -36,6 +36,8 @@ def offers(shell: Any, text: str) -> list[str]:
         ("%%erllama --model ", ["%%erllama --model stub"]),
         ("%%erllama -f j", ["%%erllama -f json"]),
         ("%%erllama --stop a --st", ["%%erllama --stop a --stop"]),
+        ("%%erllama --json-schema docu", ["%%erllama --json-schema document"]),
+        ("%%erllama --lo", ["%%erllama --logprobs"]),
         ("%%erllama -i docu", ["%%erllama -i document"]),
     ],
 )  # fmt: skip
