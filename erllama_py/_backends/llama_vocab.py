@@ -31,6 +31,7 @@ class Vocab:
     def __init__(self, pointer: Any) -> None:
         self._pointer = pointer
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
         self._calls = 0
         self._idle = threading.Condition()
         self._closed = False
@@ -83,9 +84,12 @@ class Vocab:
 
     def is_eog(self, token: int) -> bool:
         """See :meth:`erllama_py._backends.base.Backend.is_eog`."""
-        self._check(token)
-        with self._running():
-            return bool(native.llama_vocab_is_eog(self._pointer, token))
+        ends = self._ends.get(token)
+        if ends is None:
+            self._check(token)
+            with self._running():
+                ends = self._ends[token] = bool(native.llama_vocab_is_eog(self._pointer, token))
+        return ends
 
     def control_texts(self) -> list[bytes]:
         """See :meth:`erllama_py._backends.base.Backend.control_texts`."""

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from erllama_py._engine.frames import (
@@ -143,6 +144,9 @@ class Sink(Protocol):
         A descriptor is taken over, and sent with it.
         """
 
+    def together(self) -> AbstractContextManager[None]:
+        """Send what is put inside the ``with`` block at its end, with one write."""
+
 
 class Outbox:
     """Frames leave in order and the putting thread never waits.
@@ -151,6 +155,9 @@ class Outbox:
     switch per token; what the socket does not take, and everything behind it, goes
     through the sender thread.  A *deferred* frame is built by the sender thread: that
     is where captured bytes are checksummed, off the engine's tick.
+
+    What a step has for all its requests goes *together*.  Each write wakes the core,
+    which then runs where a thread of the engine would.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -158,6 +165,8 @@ class Outbox:
         self._queue: collections.deque[tuple[bytes | Callable[[], Frame], int | None]] = (
             collections.deque()
         )
+        self._held: list[bytes] | None = None
+        """Frames that wait for the end of a ``with`` block; ``None`` outside of one."""
         self._ready = threading.Condition()
         self._busy = False
         self._closed = False
@@ -168,15 +177,40 @@ class Outbox:
         """Send a frame."""
         data = encode_frame(frame)
         with self._ready:
-            if not self._queue and not self._busy:
-                try:
-                    data = self._channel.try_send_bytes(data)
-                except ChannelClosed:
-                    return  # the control thread sees the end and stops the process
-                if not data:
-                    return
-            self._queue.append((data, None))
-            self._ready.notify()
+            if self._held is None:
+                self._send(data)
+            else:
+                self._held.append(data)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold back what is put by any thread until the block ends."""
+        with self._ready:
+            self._held = []
+        try:
+            yield
+        finally:
+            with self._ready:
+                self._let_go()
+                self._held = None
+
+    def _let_go(self) -> None:
+        """Send what is held back; the lock is held."""
+        if self._held:
+            self._send(b"".join(self._held))
+            self._held.clear()
+
+    def _send(self, data: bytes) -> None:
+        """Send encoded frames, or queue what is left of them; the lock is held."""
+        if not self._queue and not self._busy:
+            try:
+                data = self._channel.try_send_bytes(data)
+            except ChannelClosed:
+                return  # the control thread sees the end and stops the process
+            if not data:
+                return
+        self._queue.append((data, None))
+        self._ready.notify()
 
     def defer(self, build: Callable[[], Frame], fd: int | None = None) -> None:
         """Send the frame that ``build`` returns, built on the sender thread.
@@ -184,6 +218,7 @@ class Outbox:
         A descriptor is taken over, and sent with it.
         """
         with self._ready:
+            self._let_go()  # what was put before it is sent before it
             self._queue.append((build, fd))
             self._ready.notify()
 

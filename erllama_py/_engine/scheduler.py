@@ -24,6 +24,7 @@ into sequences (``resuming``), the queue (``admission``), and the ticks, here.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -238,6 +239,22 @@ class Scheduler(Admission):
 
     def _apply(self, rows: list[tuple[Job, Row]], took_ns: int) -> None:
         """Take in a step's results: tokens go out first, captures follow."""
+        # A verify may evaluate more, and no token waits for that.
+        verifies = any(job.verifies for job, _ in rows)
+        with contextlib.nullcontext() if verifies else self._out.together():
+            self._take_in(rows, took_ns)
+        for index, (job, row) in enumerate(rows):
+            recorder = self._recorder_of(job)
+            if job.active and recorder:
+                recorder.capture_blocks(job)
+                # Of a row with a draft, the last logits need not be those of what is kept.
+                last = row.logits and not row.every
+                recorder.save_due_rows(job, index if last else None)
+            if job.active and job.stage is Stage.CLOSING and job.pending is None:
+                self._close(job, index if row.logits else None)
+
+    def _take_in(self, rows: list[tuple[Job, Row]], took_ns: int) -> None:
+        """Note what was evaluated, and draw what follows."""
         for index, (job, row) in enumerate(rows):
             if row.every:
                 self._check_draft(job, row, index, took_ns)
@@ -253,15 +270,6 @@ class Scheduler(Admission):
                 self._guessing.stepped(job, index, took_ns)
             if job.stage is Stage.RUN and not job.todo and job.pending is None:
                 self._prompt_done(job, index)
-        for index, (job, row) in enumerate(rows):
-            recorder = self._recorder_of(job)
-            if job.active and recorder:
-                recorder.capture_blocks(job)
-                # Of a row with a draft, the last logits need not be those of what is kept.
-                last = row.logits and not row.every
-                recorder.save_due_rows(job, index if last else None)
-            if job.active and job.stage is Stage.CLOSING and job.pending is None:
-                self._close(job, index if row.logits else None)
 
     def _check_draft(self, job: Job, row: Row, index: int, took_ns: int) -> None:
         """Take the tokens that a row with a draft gives, and cut off what is wrong of it."""

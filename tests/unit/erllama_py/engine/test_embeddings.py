@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import gguf
 import pytest
@@ -80,6 +81,9 @@ class Frames(list[Frame]):
     put = list.append
 
     def defer(self, build: Callable[[], Frame], fd: int | None = None) -> None:
+        raise NotImplementedError
+
+    def together(self) -> AbstractContextManager[None]:
         raise NotImplementedError
 
 
