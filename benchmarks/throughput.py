@@ -19,6 +19,11 @@ The second part has a head of 256 tokens in front of the prompts, another one ea
 as the conversations of one application have: ours computes it once.  Here llama-server may
 reuse what it can (``cache_prompt``).
 
+The third part runs beside a process that keeps one core busy.  Each side waits for its
+threads as it does by itself: llama-server spins, a model process soon sleeps
+(``GOMP_SPINCOUNT``, see ``_engine/process.py``), which costs some per cent where nothing
+else runs.
+
     python -m benchmarks.throughput [--model smollm2] [--rounds 5] [--threads DECODE,BATCH]
 
 ``llama_server.py`` says where the binaries come from.  Targets: 1.25 times llama-server,
@@ -35,8 +40,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +55,8 @@ STREAMS = 8
 PROMPT = 32
 HEAD = 256
 REPLY = 64
+FEWER = 3
+"""Rounds of the parts behind the first."""
 N_BATCH = 512
 N_CTX = 4096
 TARGETS = {"llama-server": 1.25, "batched-bench": 0.9}
@@ -105,35 +112,30 @@ def _next_token(stream: Any) -> bool:
     return any(event.token_id is not None for event in stream)
 
 
-class Screen:
-    """Draws prompts whose replies do not end before their last token.
+def endless(
+    path: str, context: dict[str, int], chance: random.Random, rounds: int
+) -> list[Prompts]:
+    """Draw prompts whose replies do not end before their last token.
 
     llama-server can be told not to stop; what ours would say is found out with a model
     that caches nothing.
     """
+    model = load(path, N_CTX, slots=STREAMS, cache=False, context_opts=context)
+    found: list[list[int]] = []
+    while len(found) < rounds * STREAMS:
+        drawn = [new_tokens(chance, PROMPT) for _ in range(STREAMS)]
+        streams = [api.infer(model, one, {"response_tokens": REPLY}) for one in drawn]
+        for prompt, stream in zip(drawn, streams, strict=True):
+            *_, last = stream
+            if last.stats and last.stats["finish_reason"] == "length":
+                found.append(prompt)
+    model.unload()
+    return [Prompts([], found[at * STREAMS :][:STREAMS]) for at in range(rounds)]
 
-    def __init__(self, path: str, context: dict[str, int]) -> None:
-        self._model = load(path, N_CTX, slots=STREAMS, cache=False, context_opts=context)
-        self._chance = random.Random(1)
 
-    def draw(self, head: int) -> Prompts:
-        """Return a round's prompts, of as many tokens in common."""
-        front = new_tokens(self._chance, head)
-        tails: list[list[int]] = []
-        while len(tails) < STREAMS:
-            drawn = [new_tokens(self._chance, PROMPT) for _ in range(STREAMS)]
-            streams = [
-                api.infer(self._model, front + one, {"response_tokens": REPLY}) for one in drawn
-            ]
-            for tail, stream in zip(drawn, streams, strict=True):
-                *_, last = stream
-                if last.stats and last.stats["finish_reason"] == "length":
-                    tails.append(tail)
-        return Prompts(front, tails[:STREAMS])
-
-    def close(self) -> None:
-        """Unload the model."""
-        self._model.unload()
+def new_prompts(chance: random.Random, head: int) -> Prompts:
+    """Draw prompts with so many tokens in common; a reply of ours may end early."""
+    return Prompts(new_tokens(chance, head), [new_tokens(chance, PROMPT) for _ in range(STREAMS)])
 
 
 # -- llama-server ----------------------------------------------------------------------------
@@ -228,14 +230,17 @@ def batched(program: Path, path: str, threads: tuple[int, int]) -> Rate:
 def compare(
     title: str, sides: dict[str, Callable[[Prompts], Rate]], rounds: Sequence[Prompts]
 ) -> None:
-    """Run every side on every round's prompts; print rates, and ours over each other one."""
+    """Run every side on every round's prompts; print rates, and ours over each other one.
+
+    The first round warms up.
+    """
     print(f"\n{title}")
     found: dict[str, list[Rate]] = {name: [] for name in sides}
     names = list(sides)
     for number, prompts in enumerate(rounds):
         for name in names if number % 2 else names[::-1]:
             found[name].append(sides[name](prompts))
-        if number:  # the first warms up
+        if number:
             said = "; ".join(
                 f"{n} {r[-1].whole:.0f} / {r[-1].decode:.0f}" for n, r in found.items()
             )
@@ -252,6 +257,17 @@ def compare(
             f" decode {spread([a.decode / b.decode for a, b in pairs])}"
             f" (target {TARGETS[name]})"
         )
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep one core busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
@@ -271,10 +287,10 @@ def main() -> int:
     context = {"n_threads": one, "n_threads_batch": many, "n_batch": N_BATCH}
     path = resolve_model(options.model)
     print(f"{machine()}; {one} thread(s) for a token, {many} for more")
-    screen = Screen(path, context)
-    apart = [screen.draw(0) for _ in range(options.rounds + 1)]
-    alike = [screen.draw(HEAD) for _ in range(options.rounds + 1)]
-    screen.close()
+    chance = random.Random(1)
+    apart = endless(path, context, chance, options.rounds + 1)
+    alike = [new_prompts(chance, HEAD) for _ in range(FEWER + 1)]
+    beside = [new_prompts(chance, 0) for _ in range(FEWER + 1)]
     with ExitStack() as stack:
         model = load(path, N_CTX, slots=STREAMS, context_opts=context)
         stack.callback(model.unload)
@@ -291,6 +307,8 @@ def main() -> int:
         shape = f"{STREAMS} streams of {REPLY} tokens, tokens/s whole / decode; prompts of {PROMPT}"
         compare(shape, sides | own, apart)
         compare(f"{shape} behind a new head of {HEAD}", sides, alike)
+        with busy_core():
+            compare(f"{shape}, beside a busy core", sides, beside)
     return 0
 
 

@@ -32,7 +32,8 @@ def default_threads() -> tuple[int, int]:
     """Return (decode, batch) threads: one core is left to everybody else in decode.
 
     Decoding leaves a core because the caller, the core process and the front end want
-    one at every token; prefill runs long between tokens and takes them all.
+    one at every token; prefill runs long between tokens and takes them all.  The engine
+    counts a step of several streams as a batch: there the tokens of all come at once.
     """
     cores = usable_cores()
     return max(1, cores - 1), cores
