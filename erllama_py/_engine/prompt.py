@@ -7,13 +7,17 @@ tokenised the text itself.
 from __future__ import annotations
 
 from array import array
+from typing import Final
 
-from erllama_py._backends.base import BackendInfo
+from erllama_py._backends.base import MAX_TEXT_BYTES, BackendInfo
 
-__all__ = ("GENERATING", "refusal")
+__all__ = ("GENERATING", "MAX_LIST", "MAX_TEXT_BYTES", "refusal")
 
 GENERATING = ("complete", "infer")
 """Modes of requests that want tokens drawn."""
+
+MAX_LIST: Final = 1 << 24
+"""Tokens of any list: what is sent to a model process must fit into a frame."""
 
 
 def refusal(tokens: array[int], info: BackendInfo, mode: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from erllama_py._engine.draftmodel import draft_model
 from erllama_py._engine.host import ModelHost
-from erllama_py._engine.prompt import refusal
+from erllama_py._engine.prompt import MAX_LIST, MAX_TEXT_BYTES, refusal
 from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
 from erllama_py.config import RequestOptions, parse_request
@@ -92,17 +92,20 @@ def checked_tokens(host: ModelHost, mode: str, tokens: Tokens) -> array[int]:
 def token_array(tokens: Tokens) -> array[int]:
     """Return token ids as 32-bit words.
 
-    :raises ErllamaError: ``invalid_token``.
+    :raises ErllamaError: ``invalid_token``, ``too_large``.
     :raises BadCall: no list.
     """
-    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+    if isinstance(tokens, (str, bytes, bytearray)) or not isinstance(tokens, Iterable):
         raise BadCall("function_clause", f"tokens must be a list of ids, not {tokens!r:.40}")
     try:
-        return array("I", tokens)
+        found = array("I", tokens)
     except OverflowError:
         raise ErllamaError("invalid_token", "token ids are whole numbers from 0") from None
     except TypeError:
         raise ErllamaError("invalid_token", "every token must be a whole number") from None
+    if len(found) > MAX_LIST:
+        raise ErllamaError("too_large", f"{len(found)} tokens; {MAX_LIST} at most")
+    return found
 
 
 def tokens_of(data: bytes) -> list[int]:
@@ -115,13 +118,15 @@ def tokens_of(data: bytes) -> list[int]:
 def prompt_bytes(text: Any) -> bytes:
     """Return a prompt's bytes.
 
+    :raises ErllamaError: ``too_large``.
     :raises BadCall: no text.
     """
-    if isinstance(text, str):
-        return text.encode()
-    if isinstance(text, bytes):
-        return text
-    raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
+    if not isinstance(text, (str, bytes)):
+        raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
+    data = text.encode() if isinstance(text, str) else text
+    if len(data) > MAX_TEXT_BYTES:
+        raise ErllamaError("too_large", f"{len(data)} bytes of text; {MAX_TEXT_BYTES} at most")
+    return data
 
 
 def as_mapping(value: Any, what: str) -> Mapping[str, Any]:

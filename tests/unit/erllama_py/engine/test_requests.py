@@ -294,6 +294,16 @@ def test_bad_texts_and_options_are_refused_and_harm_nothing() -> None:
             with pytest.raises(ErllamaError) as caught:
                 api.complete(model, "a", options)
             assert caught.value.reason == reason
+        whole, long = api.models(), "a" * (4 << 20 | 1)
+        for call in (api.complete, api.tokenize):
+            with pytest.raises(ErllamaError) as caught:
+                call(model, long)
+            assert caught.value.reason == "too_large"
+        for tokens in (api.embed, api.detokenize, api.infer):
+            with pytest.raises(ErllamaError) as caught:
+                tokens(model, [0] * (1 << 24 | 1))
+            assert caught.value.reason == "too_large"
+        assert api.models() == whole
         for bad in (["not", "a", "map"], 5):
             with pytest.raises(BadCall):
                 api.complete(model, "a", bad)  # type: ignore[arg-type]

@@ -33,11 +33,13 @@ def until(condition: Any) -> None:
         time.sleep(0.02)
 
 
-def prompts(model: str, count: int) -> None:
-    """Fill the cache with rows it has never seen."""
+def prompts(model: str, count: int) -> str:
+    """Fill the cache with rows it has never seen; return the last one's key."""
+    key = ""
     for number in range(count):
         words = " ".join(f"{uuid.uuid4()}x{number}" for _ in range(20))
-        api.prefill_only(model, api.tokenize(model, words))
+        key = api.prefill_only(model, api.tokenize(model, words))["finish_key"].hex()
+    return key
 
 
 def number_of(view: CacheView, name: str) -> int:
@@ -65,8 +67,8 @@ def test_nothing_is_sent_while_nothing_changes(view: CacheView, stub: Any) -> No
 
 
 def test_rows_come_in_pages(view: CacheView, stub: Any) -> None:
-    prompts("stub", PAGE_ROWS + 3)
-    until(lambda: view.state["pages"] >= 2)
+    last = prompts("stub", PAGE_ROWS + 3)
+    until(lambda: view.state["pages"] >= 2 and last.startswith(view.state["rows"][0][0]))
     assert len(view.state["rows"]) == PAGE_ROWS
     newest = view.state["rows"][0][0]
     view._handle_custom_msg({"page": 1}, [])
