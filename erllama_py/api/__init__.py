@@ -13,30 +13,10 @@ dicts keyed by the atoms' names, atoms as values are
 from __future__ import annotations
 
 from erllama_py._engine.stream import Stream
-from erllama_py.api._adapters import (
-    list_adapters,
-    load_adapter,
-    set_adapter_scale,
-    unload_adapter,
-)
-from erllama_py.api._caching import (
-    explain,
-    export_row,
-    flush,
-    import_rows,
-    verify_exact,
-)
-from erllama_py.api._generation import (
-    cancel,
-    complete,
-    infer,
-    prefill_only,
-    start,
-)
-from erllama_py.api._handle import (
-    Model,
-    load_model,
-)
+from erllama_py.api._adapters import list_adapters, load_adapter, set_adapter_scale, unload_adapter
+from erllama_py.api._caching import explain, export_row, flush, import_rows, verify_exact
+from erllama_py.api._generation import cancel, complete, infer, prefill_only, start
+from erllama_py.api._handle import Model, load_model
 from erllama_py.api._models import (
     evict,
     find_models,
@@ -62,20 +42,9 @@ from erllama_py.api._observing import (
     phase,
     queue_depth,
 )
-from erllama_py.api._sessions import (
-    end_session,
-    list_sessions,
-)
-from erllama_py.api._speculation import (
-    draft_tokens,
-    verify,
-)
-from erllama_py.api._text import (
-    apply_chat_template,
-    detokenize,
-    embed,
-    tokenize,
-)
+from erllama_py.api._sessions import end_session, list_sessions
+from erllama_py.api._speculation import draft_tokens, verify
+from erllama_py.api._text import apply_chat_template, detokenize, embed, tokenize
 
 __all__ = (
     "Model",

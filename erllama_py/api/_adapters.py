@@ -6,18 +6,11 @@ import os
 from typing import Any
 
 from erllama_py._engine.registry import core
-from erllama_py.api._asking import (
-    ModelArg,
-)
+from erllama_py.api._asking import ModelArg
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Ref
 
-__all__ = (
-    "list_adapters",
-    "load_adapter",
-    "set_adapter_scale",
-    "unload_adapter",
-)
+__all__ = ("list_adapters", "load_adapter", "set_adapter_scale", "unload_adapter")
 
 
 def load_adapter(model: ModelArg, path: str | bytes | os.PathLike[str]) -> Ref:

@@ -15,26 +15,13 @@ from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
 from erllama_py._engine.stream import Stream
-from erllama_py.api._asking import (
-    ModelArg,
-    Options,
-    Tokens,
-    checked_tokens,
-    prompt_bytes,
-    wait,
-)
+from erllama_py.api._asking import ModelArg, Options, Tokens, checked_tokens, prompt_bytes, wait
 from erllama_py.api._text import tokenize
 from erllama_py.config import invalid, parse_request
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Event, Ref
 
-__all__ = (
-    "explain",
-    "export_row",
-    "flush",
-    "import_rows",
-    "verify_exact",
-)
+__all__ = ("explain", "export_row", "flush", "import_rows", "verify_exact")
 
 VERIFIED_TOKENS: Final = 32
 """Tokens that verify_exact generates where it is not told how many."""

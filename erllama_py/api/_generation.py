@@ -24,13 +24,7 @@ from erllama_py.config import DEFAULT_INFER_TOKENS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom, Event, Ref
 
-__all__ = (
-    "cancel",
-    "complete",
-    "infer",
-    "prefill_only",
-    "start",
-)
+__all__ = ("cancel", "complete", "infer", "prefill_only", "start")
 
 
 def complete(
@@ -115,10 +109,7 @@ def start(
 def infer(model: ModelArg, tokens: Tokens, params: Options | None = None) -> Stream: ...
 @overload
 def infer(
-    model: ModelArg,
-    tokens: Tokens,
-    params: Options | None,
-    callback: Callable[[Event], None],
+    model: ModelArg, tokens: Tokens, params: Options | None, callback: Callable[[Event], None]
 ) -> Ref: ...
 def infer(
     model: ModelArg,

@@ -10,11 +10,7 @@ from typing import Any, Self
 from erllama_py._engine.registry import core, id_text
 from erllama_py._engine.stream import Stream
 from erllama_py._engine.utf8 import Utf8Assembler
-from erllama_py.api._asking import (
-    Tokens,
-    as_mapping,
-    make_request,
-)
+from erllama_py.api._asking import Tokens, as_mapping, make_request
 from erllama_py.api._caching import explain, verify_exact
 from erllama_py.api._generation import complete, prefill_only
 from erllama_py.api._models import model_info, unload
@@ -22,10 +18,7 @@ from erllama_py.api._sessions import end_session, list_sessions
 from erllama_py.api._text import apply_chat_template, detokenize, embed, tokenize
 from erllama_py.types import Atom, Event
 
-__all__ = (
-    "Model",
-    "load_model",
-)
+__all__ = ("Model", "load_model")
 
 
 def load_model(*args: Any) -> Model:

@@ -12,9 +12,7 @@ from erllama_py._engine.registry import Watcher, core, id_text
 from erllama_py._machine.catalogue import find_models as _find_models
 from erllama_py._machine.catalogue import is_known as _is_known
 from erllama_py._machine.catalogue import resolve_model as _resolve_model
-from erllama_py.api._asking import (
-    ModelArg,
-)
+from erllama_py.api._asking import ModelArg
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, ModelPid
 

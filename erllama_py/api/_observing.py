@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from erllama_py._engine.registry import core, id_text
-from erllama_py.api._asking import (
-    ModelArg,
-    Tokens,
-    token_array,
-)
+from erllama_py.api._asking import ModelArg, Tokens, token_array
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom
 

@@ -9,10 +9,7 @@ from erllama_py.api._asking import ModelArg
 from erllama_py.config import parse_session
 from erllama_py.types import Atom
 
-__all__ = (
-    "end_session",
-    "list_sessions",
-)
+__all__ = ("end_session", "list_sessions")
 
 
 def end_session(model: ModelArg, session: Any) -> Atom:

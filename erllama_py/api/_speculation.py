@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from erllama_py._engine.drafting import draft, verify_request
 from erllama_py._engine.registry import core, id_text
-from erllama_py.api._asking import (
-    Options,
-    Tokens,
-    as_mapping,
-    checked_tokens,
-    token_array,
-    wait,
-)
+from erllama_py.api._asking import Options, Tokens, as_mapping, checked_tokens, token_array, wait
 from erllama_py.config import DEFAULT_INFER_TOKENS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
 
-__all__ = (
-    "draft_tokens",
-    "verify",
-)
+__all__ = ("draft_tokens", "verify")
 
 
 def draft_tokens(

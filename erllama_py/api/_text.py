@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from erllama_py._engine.registry import core
-from erllama_py.api._asking import (
-    ModelArg,
-    Options,
-    Tokens,
-    prompt_bytes,
-    token_array,
-    tokens_of,
-)
+from erllama_py.api._asking import ModelArg, Options, Tokens, prompt_bytes, token_array, tokens_of
 from erllama_py.types import text_of
 
-__all__ = (
-    "apply_chat_template",
-    "detokenize",
-    "embed",
-    "tokenize",
-)
+__all__ = ("apply_chat_template", "detokenize", "embed", "tokenize")
 
 
 def tokenize(model: ModelArg, text: str | bytes) -> list[int]:

@@ -18,6 +18,7 @@ from erl_bridge.service.others import SERVED
 from erllama_py import api, config
 from erllama_py._cache.counters import NAMES
 from erllama_py._engine import pressure
+from erllama_py.config import _load, _request, _speculate, _values
 from erllama_py.otp import model, scheduler
 from erllama_py.testing import record, stub_model
 from tests.arch.contract import (
@@ -198,12 +199,13 @@ REQUESTS: list[dict[str, Any]] = [
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """What the parsers ask each map for."""
     noted: dict[str, set[str]] = {}
-    really = config._options
+    really = _values.options_of
 
     def options(value: Any, what: str) -> Asked:
         return Asked(really(value, what), noted.setdefault(what, set()))
 
-    monkeypatch.setattr(config, "_options", options)
+    for module in (_values, _load, _request, _speculate):
+        monkeypatch.setattr(module, "options_of", options)
     for sample in SAMPLES:
         config.parse_load(sample)
     for sample in REQUESTS:
@@ -221,7 +223,8 @@ def test_every_option_has_a_row(asked: dict[str, set[str]]) -> None:
         needed = {*asked.get(table, ()), *OPTIONS_OF_THE_SPECIFICATION.get(table, "").split()}
         found += differences("options", table, needed - hidden)
     check(found)
-    unseen = keys_in_text(ROOT / "erllama_py/config.py") - names("options") - hidden
+    files = (ROOT / "erllama_py/config").glob("*.py")
+    unseen = set().union(*map(keys_in_text, files)) - names("options") - hidden
     check([f"docs/reference/contract/options.toml: {key} is told nowhere" for key in unseen])
 
 

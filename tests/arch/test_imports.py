@@ -66,7 +66,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._cache.*",
         "erllama_py._engine.*",
         "erllama_py.api.*",
-        "erllama_py.config",  # the policy's numbers and defaults
+        "erllama_py.config.*",  # the policy's numbers and defaults
         "erllama_py.otp.*",
     ),
     # What the command tells of the disk tier, without a model.
@@ -74,16 +74,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "erllama_py._backends": (
         "erllama_py._backends.*",
         "erllama_py._engine.*",
-        "erllama_py.config",  # what it checks and fills in
+        "erllama_py.config.*",  # what it checks and fills in
     ),
     # What every request's template needs of a loaded model, and the stub's own rendering.
     "erllama_py._backends.base": ("erllama_py._templates.*",),
     "erllama_py._backends.stub": ("erllama_py._templates.*",),
-    "erllama_py._grammar": ("erllama_py._grammar.*", "erllama_py.config"),
+    "erllama_py._grammar": ("erllama_py._grammar.*", "erllama_py.config.*"),
     "erllama_py._machine": (
         "erllama_py._machine.*",
         "erllama_py._engine.*",
-        "erllama_py.config",
+        "erllama_py.config.*",
         "erllama_py.api.*",
         "erllama_py.cli.*",  # what it says of the machine
         "erllama_py.otp.*",
@@ -92,7 +92,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         "erllama_py._templates.*",
         "erllama_py._engine.*",
         "erllama_py.api.*",
-        "erllama_py.config",  # names of templates
+        "erllama_py.config.*",  # names of templates
     ),
     "erllama_py._notebook": ("erllama_py._notebook.*", "erllama_py"),
 }
