@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import queue
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from erllama_py._engine.registry import core, id_text
 from erllama_py._engine.stream import Stream
 from erllama_py._engine.utf8 import Utf8Assembler
-from erllama_py.api._asking import Tokens, as_mapping, make_request
+from erllama_py.api._adapters import list_adapters, load_adapter, set_adapter_scale, unload_adapter
+from erllama_py.api._asking import Tokens, as_mapping, checked_tokens, make_request, wait
 from erllama_py.api._caching import explain, verify_exact
 from erllama_py.api._generation import complete, prefill_only
 from erllama_py.api._models import model_info, unload
 from erllama_py.api._sessions import end_session, list_sessions
 from erllama_py.api._text import apply_chat_template, detokenize, embed, tokenize
-from erllama_py.types import Atom, Event
+from erllama_py.types import Atom, Event, Ref
 
 __all__ = ("Model", "load_model")
 
@@ -47,21 +48,33 @@ class Model(str):
 
     __slots__ = ()
 
-    def complete(self, prompt: str | bytes, **options: Any) -> dict[str, Any]:
-        """Do :func:`complete` with options as keywords."""
-        return complete(self, prompt, options)
+    def complete(self, prompt: str | bytes | Tokens, **options: Any) -> dict[str, Any]:
+        """Do :func:`complete` with options as keywords.
 
-    def stream(self, prompt: str | bytes, **options: Any) -> Iterator[str]:
+        :param prompt: tokens are taken, too, such as those of :meth:`chat`.
+        """
+        if isinstance(prompt, (str, bytes)):
+            return complete(self, prompt, options)
+        host = core().host(self)
+        tokens = checked_tokens(host, "complete", prompt)
+        request = make_request(host, "complete", options, None, tokens=tokens)
+        host.submit(request)
+        return wait(host, request)
+
+    def stream(self, prompt: str | bytes | Tokens, **options: Any) -> Iterator[str]:
         """Yield the reply in whole characters as it is generated.
 
         Leaving the loop cancels the request.
+
+        :param prompt: as that of :meth:`complete`.
 
         :raises ErllamaError: as :func:`infer`, or what ended the stream early.
         """
         options.setdefault("response_tokens", None)
         assembler = Utf8Assembler()
         host = core().host(self)
-        tokens = array("I", tokenize(self, prompt))
+        given = tokenize(self, prompt) if isinstance(prompt, (str, bytes)) else prompt
+        tokens = checked_tokens(host, "infer", given)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         request = make_request(host, "infer", options, None, tokens=tokens, sink=events.put)
         host.submit(request)
@@ -112,6 +125,26 @@ class Model(str):
     ) -> dict[str, Any]:
         """Do :func:`verify_exact` with options as keywords."""
         return verify_exact(self, prompt, options, tokens=tokens)
+
+    @property
+    def adapters(self) -> list[dict[str, Any]]:
+        """:func:`list_adapters`."""
+        return list_adapters(self)
+
+    def load_adapter(self, path: str | bytes | os.PathLike[str], scale: float = 1.0) -> Ref:
+        """Do :func:`load_adapter`, then :func:`set_adapter_scale` where a scale is given."""
+        handle = load_adapter(self, path)
+        if scale != 1.0:
+            set_adapter_scale(self, handle, scale)
+        return handle
+
+    def set_adapter_scale(self, handle: Ref, scale: float) -> Atom:
+        """Do :func:`set_adapter_scale`."""
+        return set_adapter_scale(self, handle, scale)
+
+    def unload_adapter(self, handle: Ref) -> Atom:
+        """Do :func:`unload_adapter`."""
+        return unload_adapter(self, handle)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -96,6 +96,13 @@ def test_attached_ones_are_listed_in_order_and_a_change_moves_to_the_end(
     assert scales(model) == [1.0, 2.0]
 
 
+def test_a_models_methods(model: api.Model, file: Path) -> None:
+    handle = model.load_adapter(file, scale=0.5)
+    assert model.adapters == [{"handle": handle, "scale": 0.5}]
+    assert model.set_adapter_scale(handle, 2.0) == model.unload_adapter(handle) == "ok"
+    assert model.adapters == []
+
+
 @pytest.mark.parametrize("handle", [Ref(10**9), None, 5, b"x", [1], {}])
 def test_unknown_handles(model: api.Model, handle: Any) -> None:
     assert api.unload_adapter(model, handle) == "ok"

@@ -357,6 +357,18 @@ def test_a_models_stream_yields_text_and_stops_when_left() -> None:
         wait_for(lambda: api.queue_depth(model) == 0)
 
 
+def test_a_models_methods_take_tokens_too() -> None:
+    with stub_model() as model:
+        tokens = model.chat([{"role": "user", "content": "a b"}])
+        said = model.complete(tokens, response_tokens=3)
+        assert said["context_tokens"][: len(tokens)] == tokens
+        assert "".join(model.stream(tokens, response_tokens=3)).isdecimal()
+        for call in (model.complete, lambda bad: list(model.stream(bad))):
+            with pytest.raises(ErllamaError) as caught:
+                call([])
+            assert caught.value.reason == "empty_prompt"
+
+
 def test_a_prompt_that_shares_its_head_is_exact_the_second_time() -> None:
     head = list(range(100, 300))
     with stub_model() as model:
