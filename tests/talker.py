@@ -7,6 +7,7 @@ step had more than ``exact`` tokens, as an engine's may.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from array import array
@@ -145,6 +146,9 @@ class Conversation:
         self.put(build())
         if fd is not None:
             os.close(fd)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def answer(self, want: WantDraft, tokens: Iterable[int]) -> None:
         """Answer a question for a draft; it comes before the next tick."""
