@@ -111,7 +111,20 @@ def _hashable(value: Any) -> Any:
 class Event(msgspec.Struct, frozen=True):
     """One message of a stream, with the fields of the Erlang message it stands for.
 
-    ===================  ================================================  ======
+    ===================  ================================================  =============
+    ``kind``             Erlang                                            field
+    ===================  ================================================  =============
+    ``token``            ``{erllama_token, Ref, Bin}``                     ``text``
+    ``token_id``         ``{erllama_token_id, Ref, Id}``                   ``token_id``
+    ``logprobs``         ``{erllama_logprobs, Ref, Map}``                  ``logprobs``
+    ``thinking_delta``   ``{erllama_token, Ref, {thinking_delta, Bin}}``   ``text``
+    ``thinking_end``     ``{erllama_thinking_end, Ref, Sig}``              ``signature``
+    ``tool_call_delta``  ``{erllama_token, Ref, {tool_call_delta, Bin}}``  ``text``
+    ``tool_call_end``    ``{erllama_tool_call_end, Ref, Full}``            ``text``
+    ``done``             ``{erllama_done, Ref, Stats}``                    ``stats``
+    ``error``            ``{erllama_error, Ref, Reason}``                  ``reason``
+    ===================  ================================================  =============
+
     ``data`` holds the exact bytes of a fragment.  A fragment may end inside a UTF-8
     character, so ``text`` is ``str`` where the bytes are valid and ``bytes`` where not;
     readers who want whole characters use ``Model.stream``.
