@@ -4,7 +4,9 @@ Shapes are the original's, with Python's values in them: ids and texts are ``str
 (``bytes`` are accepted, and returned where a text is not valid UTF-8), option maps are
 dicts keyed by the atoms' names, atoms as values are
 :class:`~erllama_py.types.Atom`, ``undefined`` is ``None``.  ``{ok, X}`` returns ``X``,
-``{error, R}`` raises :class:`~erllama_py.errors.ErllamaError` with ``.reason``.
+``{error, R}`` raises :class:`~erllama_py.errors.ErllamaError` with ``.reason``; an exit
+raises :class:`~erllama_py.errors.ModelGone`, an argument of the wrong kind
+:class:`~erllama_py.errors.BadCall`.
 
 ``model`` is a model id, a :class:`~erllama_py.types.ModelPid`, or what
 :func:`load_model` returned.  Every function may be called from any thread.
