@@ -9,6 +9,7 @@ import functools
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from erllama_py._engine.registry import core
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.testing import record
 from erllama_py.types import Event
+from tests.adapters import write_lora
 from tests.models import (
     gemma3_path,
     hybrid_path,
@@ -101,6 +103,19 @@ def test_a_text_that_repeats_itself_is_mostly_drafted(smollm2: api.Model) -> Non
     facts = guessed["stats"]["speculation"]
     assert facts["acceptance_rate"] == facts["accepted"] / facts["drafted"] > 0.5
     assert facts["accepted"] > 0
+
+
+def test_with_an_adapter_too(smollm2: api.Model, tmp_path: Path) -> None:
+    """An adapter changes the weights, so what is exact is found out anew."""
+    bare = said(smollm2, EDIT, 80)
+    handle = smollm2.load_adapter(write_lora(tmp_path / "one.gguf", 1), scale=0.5)
+    try:
+        plain = said(smollm2, EDIT, 80)
+        guessed = said(smollm2, EDIT, 80, speculate="lookup")
+    finally:
+        smollm2.unload_adapter(handle)
+    assert plain["generated"] != bare["generated"]
+    assert same(plain, guessed)
 
 
 def test_what_it_leaves_in_the_cache_is_the_same_bit_for_bit(smollm2: api.Model) -> None:
