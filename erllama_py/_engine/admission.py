@@ -1,7 +1,7 @@
 """The queue: who gets a slot, and when it may ask the cache.
 
 First in, first out: nothing overtakes the head.  It is admitted when a slot and its
-cells are free; parked sequences make room for it.  Four rules shape that:
+cells are free; parked sequences make room for it.  Five rules shape that:
 
 * A request with exactness ``bit`` computes alone: it waits for the others to drain, and
   nothing is admitted beside it.
