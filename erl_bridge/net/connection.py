@@ -183,6 +183,8 @@ class Connection(asyncio.Protocol):
         if self._flush_scheduled:
             self._pending.append(data)
             self._pending_size += size
+            if self._pending_size > self._limits.write_high:
+                self._flush()  # the turn may be a long one, and the limit is of the whole
             return True
         self._flush_scheduled = True
         self._loop.call_soon(self._flush)

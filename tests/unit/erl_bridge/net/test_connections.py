@@ -160,16 +160,24 @@ class TestPeers:
 
 
 class TestWriting:
+    @pytest.mark.parametrize("at_once", [False, True])
     def test_a_peer_that_does_not_read_is_dropped(
-        self, start: Start, raw: Dial, caplog: pytest.LogCaptureFixture
+        self, start: Start, raw: Dial, caplog: pytest.LogCaptureFixture, *, at_once: bool
     ) -> None:
-        """Its queue is bounded in bytes, and the reason says so."""
+        """Its queue is bounded in bytes, and the reason says so; in one turn of the loop, too."""
         caplog.set_level(logging.INFO, "erl_bridge")
         node = start(limits=limits(write_limit=4 << 20))
         deaf, good = raw(node), raw(node)
         pid = deaf.pid()
-        for _ in range(100):
-            node.node.send(pid, bytes(1 << 20))
+
+        def send() -> None:
+            for _ in range(100):
+                node.node.send(pid, bytes(1 << 20))
+
+        if at_once:
+            node.run(send)
+        else:
+            send()
         assert until(lambda: deaf.name not in node.node.nodes())
         assert "does not read" in caplog.text
         assert good.name in node.node.nodes()
