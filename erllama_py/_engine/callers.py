@@ -104,13 +104,12 @@ class Callers:
 
     def _end_unsent(self, request: Request) -> None:
         """Cancel a request that waits for the model to come back."""
-        self._forget(request)
+        with self._lock:  # first, or it is sent when the model is back
+            self._requests.pop(request.id, None)
         request.on_done(
             Done(request.id, "cancelled", None, b"", 0, 0, 0, saving=False), finish_key=None
         )
-        self.history.keep(past_of(request))
-        self._add_up(request)
-        self.sessions.over(request)
+        self._forget(request)
 
     def end_session(self, key: SessionKey) -> None:
         """Have nothing kept for a session; one that is busy or unknown stays as it is."""

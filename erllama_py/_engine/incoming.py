@@ -61,13 +61,11 @@ class Incoming(Callers):
                 | Accepted()
                 | Admitted()
                 | Verified()
+                | Scored()
             ):
                 request = self._requests.get(frame.id)
                 if request is not None:
                     self._handle_request(life, request, frame)
-            case Scored():
-                if (request := self._requests.get(frame.id)) is not None:
-                    request.on_scored(frame)
             case Restored() | Closed():
                 self._handle_release(frame)
             case Done() | Failed():
@@ -112,6 +110,8 @@ class Incoming(Callers):
         match frame:
             case Token():
                 request.on_token(frame.data, frame.token, frame.parts)
+            case Scored():
+                request.on_scored(frame)
             case WantDraft():
                 if request.drafts is not None:
                     request.drafts.ask(frame, request.tokens[: frame.length], life.send)

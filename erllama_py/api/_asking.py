@@ -16,13 +16,13 @@ from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Event, ModelPid
 
 __all__ = (
+    "answered",
     "as_mapping",
     "checked_tokens",
     "make_request",
     "prompt_bytes",
     "token_array",
     "tokens_of",
-    "wait",
 )
 
 ModelArg = str | bytes | ModelPid
@@ -67,8 +67,9 @@ def make_request(
     return request
 
 
-def wait(host: ModelHost, request: Request) -> dict[str, Any]:
-    """Return the result of a submitted request; cancel it where the wait is interrupted."""
+def answered(host: ModelHost, request: Request) -> dict[str, Any]:
+    """Submit a request and return its result; cancel it where the wait is interrupted."""
+    host.submit(request)
     try:
         return request.wait()
     except BaseException:

@@ -15,7 +15,7 @@ from erllama_py._engine.explain import explain_prompt, explain_request
 from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
 from erllama_py._engine.stream import Stream
-from erllama_py.api._asking import ModelArg, Options, Tokens, checked_tokens, prompt_bytes, wait
+from erllama_py.api._asking import ModelArg, Options, Tokens, answered, checked_tokens, prompt_bytes
 from erllama_py.api._text import tokenize
 from erllama_py.config import invalid, parse_request
 from erllama_py.errors import BadCall, ErllamaError
@@ -241,8 +241,7 @@ def verify_exact(
             parsed.generate, response_tokens=count, trace=True, **changes
         )
         request = Request("complete", generate, parent_key=parsed.parent_key, **asked)
-        host.submit(request)
-        wait(host, request)
+        answered(host, request)
         return request
 
     cold, warm = run(cached=False, bit=True), run()

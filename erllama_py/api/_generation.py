@@ -15,10 +15,10 @@ from erllama_py.api._asking import (
     ModelArg,
     Options,
     Tokens,
+    answered,
     checked_tokens,
     make_request,
     prompt_bytes,
-    wait,
 )
 from erllama_py.config import DEFAULT_INFER_TOKENS
 from erllama_py.errors import BadCall, ErllamaError
@@ -51,8 +51,7 @@ def complete(
     """
     host = core().host(model)
     request = make_request(host, "complete", options, None, text=prompt_bytes(prompt))
-    host.submit(request)
-    return wait(host, request)
+    return answered(host, request)
 
 
 def prefill_only(model: ModelArg, tokens: Tokens, options: Options | None = None) -> dict[str, Any]:
@@ -66,8 +65,7 @@ def prefill_only(model: ModelArg, tokens: Tokens, options: Options | None = None
     host = core().host(model)
     prompt = checked_tokens(host, "prefill_only", tokens)
     request = make_request(host, "prefill_only", options, None, tokens=prompt)
-    host.submit(request)
-    return wait(host, request)
+    return answered(host, request)
 
 
 def start(

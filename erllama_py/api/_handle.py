@@ -11,7 +11,7 @@ from erllama_py._engine.registry import core, id_text
 from erllama_py._engine.stream import Stream
 from erllama_py._engine.utf8 import Utf8Assembler
 from erllama_py.api._adapters import list_adapters, load_adapter, set_adapter_scale, unload_adapter
-from erllama_py.api._asking import Tokens, as_mapping, checked_tokens, make_request, wait
+from erllama_py.api._asking import Tokens, answered, as_mapping, checked_tokens, make_request
 from erllama_py.api._caching import explain, verify_exact
 from erllama_py.api._generation import complete, prefill_only
 from erllama_py.api._models import model_info, unload
@@ -58,8 +58,7 @@ class Model(str):
         host = core().host(self)
         tokens = checked_tokens(host, "complete", prompt)
         request = make_request(host, "complete", options, None, tokens=tokens)
-        host.submit(request)
-        return wait(host, request)
+        return answered(host, request)
 
     def stream(self, prompt: str | bytes | Tokens, **options: Any) -> Iterator[str]:
         """Yield the reply in whole characters as it is generated.

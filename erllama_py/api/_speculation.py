@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from erllama_py._engine.drafting import draft, verify_request
 from erllama_py._engine.registry import core, id_text
-from erllama_py.api._asking import Options, Tokens, as_mapping, checked_tokens, token_array, wait
+from erllama_py.api._asking import (
+    Options,
+    Tokens,
+    answered,
+    as_mapping,
+    checked_tokens,
+    token_array,
+)
 from erllama_py.config import DEFAULT_INFER_TOKENS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom
@@ -54,7 +61,6 @@ def verify(
         raise BadCall("function_clause", f"k must be a positive whole number, not {k!r}")
     host = core().host(id_text(model_id))
     request = verify_request(host.info, token_array(prefix), token_array(candidates)[:k])
-    host.submit(request)
-    verdict = wait(host, request)
+    verdict = answered(host, request)
     following = verdict["following"]
     return verdict["accepted"], Atom("eos") if following is None else following

@@ -33,9 +33,8 @@ def erllama(home: Path) -> Erllama:
     return run
 
 
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever model is named, the stub is loaded."""
+def load_the_stub(monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """Have the stub loaded, whatever model is named."""
     fingerprint = os.urandom(32)
 
     def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:
@@ -45,7 +44,14 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> None:
             "policy": EVERYDAY_POLICY,
             # Every load is the same model, as with a file; a new one for each test.
             "fingerprint": fingerprint,
+            **more,
         }
 
     monkeypatch.setattr(loading, "load_config", load_config)
     monkeypatch.setattr(bench, "load_config", load_config)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever model is named, the stub is loaded."""
+    load_the_stub(monkeypatch)

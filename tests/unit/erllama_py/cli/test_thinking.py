@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
 
 from erllama_py import api
-from erllama_py.cli import conversations, loading
-from erllama_py.config import EVERYDAY_POLICY
+from erllama_py.cli import conversations
+from tests.unit.erllama_py.cli.conftest import load_the_stub
 
 
 @pytest.fixture
 def thinker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever model is named, a stub is loaded that thinks."""
-    fingerprint = os.urandom(32)
-
-    def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:
-        return {
-            "backend": "erllama_model_stub",
-            "in_process": True,
-            "policy": EVERYDAY_POLICY,
-            "fingerprint": fingerprint,
-            "thinking_capable": True,
-        }
-
-    monkeypatch.setattr(loading, "load_config", load_config)
+    load_the_stub(monkeypatch, thinking_capable=True)
 
 
 def test_thinking_goes_to_standard_error(erllama, thinker) -> None:

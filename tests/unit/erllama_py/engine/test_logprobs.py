@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from erllama_py import api
 from erllama_py._engine.logprobs import FLOOR, scores
 from erllama_py._engine.registry import core
-from erllama_py.api._asking import make_request, wait
+from erllama_py.api._asking import answered, make_request
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.errors import ErllamaError
 from erllama_py.testing import record
@@ -59,8 +59,7 @@ def traced(model: api.Model, options: dict[str, Any]) -> tuple[dict[str, Any], A
     host = core().host(model)
     request = make_request(host, "complete", options, None, text=STORY.encode())
     request.options = msgspec.structs.replace(request.options, trace=True)
-    host.submit(request)
-    result = wait(host, request)
+    result = answered(host, request)
     assert request.trace is not None
     rows = np.frombuffer(request.trace, np.float32).reshape(len(result["generated"]), -1)
     return result, rows.astype(np.float64)
