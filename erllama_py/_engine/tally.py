@@ -50,7 +50,7 @@ class Tally:
         return {
             "starts": self.starts,
             "requests": dict(ends),
-            "hits": {kind: hits[kind] for kind in ("exact", "partial", "cold")},
+            "hits": {kind: hits[kind] for kind in ("exact", "partial", "sticky", "cold")},
             "prompt_tokens": sums["prompt_tokens"],
             "restored_tokens": sums["restored_tokens"],
             "generated_tokens": sums["generated_tokens"],

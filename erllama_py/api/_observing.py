@@ -56,7 +56,7 @@ def model_totals(model: ModelArg) -> dict[str, Any]:
     ``starts``            how often its process has come up: 1, and once for each crash
     ``requests``          those that are over, by ``stop``, ``length``, ``cancelled``,
                           ``error``
-    ``hits``              admissions by ``exact``, ``partial``, ``cold``
+    ``hits``              admissions by ``exact``, ``partial``, ``sticky``, ``cold``
     ``prompt_tokens``     of the prompts that were admitted, found and computed ones
     ``restored_tokens``   of these, those found in the cache
     ``generated_tokens``  of running requests, too

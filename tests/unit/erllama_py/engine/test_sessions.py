@@ -188,6 +188,7 @@ def test_the_next_request_goes_on_and_moves_no_counter(
     assert (stats["cache_hit_kind"], stats["prefix_len"]) == ("sticky", 15)
     assert stats["cache_delta"] == {"read": 15, "created": 4 if cached else 0}
     assert api.last_cache_hit(model.id) == {"kind": "sticky", "prefix_len": 15}
+    wait_for(lambda: api.model_totals(model.id)["hits"]["sticky"] == 1)
     after = api.counters()
     for name in ("hits_exact", "hits_resume", "hits_longest_prefix", "misses"):
         assert after[name] == before[name]
