@@ -59,6 +59,8 @@ class Speculation:
         """A draft, and how long the context was that it follows."""
         self.used = False
         """Something of it was checked."""
+        self.inexact = False
+        """Of its last step no row of several tokens has the bits."""
 
 
 def speculation_of(job: Job, backend: Backend) -> Speculation | None:
@@ -234,6 +236,7 @@ class Guessing:
             return
         if job.stage is not Stage.RUN or self._shape is None or not took_ns:
             return
+        speculation.inexact = self._proofs.hopeless(self._shape)
         if self._proofs.size(self._shape) is None:
             digest = self._backend.digest(index)
             speculation.seen.add(self._shape, len(job.ledger) - 1, digest)
@@ -244,7 +247,7 @@ class Guessing:
         speculation = job.speculation
         if speculation is None:
             return None
-        plain = speculation.plain or ("inexact" if self._proofs.hopeless else "")
+        plain = speculation.plain or ("inexact" if speculation.inexact else "")
         drafted = speculation.drafted
         return Speculated(drafted, speculation.accepted, "" if drafted else plain)
 

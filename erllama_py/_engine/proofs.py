@@ -10,7 +10,8 @@ logits of every position are compared bit for bit.
 
 What was found holds for a *shape*: 256 cells of the context, which is how the engine
 rounds them, how many sequences decode, and the adapters.  A row of fewer tokens has the
-bits of one of more.  A size that failed once is not tried for other shapes again.
+bits of one of more.  A size that failed is not tried again with more cells; with fewer,
+or with other adapters or more company, it may be exact all the same.
 """
 
 from __future__ import annotations
@@ -61,43 +62,51 @@ class Proofs:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._sizes: dict[Shape, int] = {}
-        self._limit = min(GUESSED_TOKENS, backend.info.n_ubatch, backend.info.n_batch)
+        self._largest = min(GUESSED_TOKENS, backend.info.n_ubatch, backend.info.n_batch)
+        self._failed: list[tuple[Shape, int]] = []
+        """Sizes that were found to have other bits."""
 
     def size(self, shape: Shape) -> int | None:
         """Return how many tokens a step may have; 0 for none, ``None`` where unknown."""
-        return self._sizes.get(shape, 0 if self.hopeless else None)
+        return self._sizes.get(shape, 0 if self.hopeless(shape) else None)
 
-    @property
-    def hopeless(self) -> bool:
+    def hopeless(self, shape: Shape) -> bool:
         """Whether no size is left to be tried."""
-        return self._limit < SMALLEST
+        return self._limit(shape) < SMALLEST
 
     def ready(self, seen: Seen, used: int) -> bool:
         """Whether enough was seen to be tried, and there is room for it in the same shape.
 
         :param used: cells in use.
         """
-        return (
-            seen.shape is not None
-            and self.size(seen.shape) is None
-            and len(seen.digests) >= self._limit
-            and used + self._limit <= (seen.shape.cells + 1) * CELLS
-        )
+        if seen.shape is None or self.size(seen.shape) is not None:
+            return False
+        limit = self._limit(seen.shape)
+        room = (seen.shape.cells + 1) * CELLS - used
+        return len(seen.digests) >= limit <= room
 
     def attempt(self, seen: Seen, slot: int, ledger: array[int]) -> None:
         """Compute what was seen again, as one row.  It is a step."""
-        assert seen.shape is not None
-        size = self._limit
+        shape = seen.shape
+        assert shape is not None
+        size = self._limit(shape)
         start = seen.end - size
         try:
             row = Row(slot, start, ledger[start : seen.end], logits=True, every=True)
             same = self._backend.rehearse(row) == seen.digests[-size:]
         except BackendError:  # no cells for it, or a window that has lost what it needs
-            self._sizes[seen.shape] = 0
+            self._sizes[shape] = 0
             return
         if same:
-            self._sizes[seen.shape] = size
-            return
-        self._limit = size // 2
-        if self.hopeless:
-            self._sizes[seen.shape] = 0
+            self._sizes[shape] = size
+        else:
+            self._failed.append((shape, size))
+
+    def _limit(self, shape: Shape) -> int:
+        """Return the largest size that did not fail, for a shape that was not tried."""
+        failed = [
+            size
+            for other, size in self._failed
+            if other.cells <= shape.cells and other[1:] == shape[1:]
+        ]
+        return min(failed) // 2 if failed else self._largest

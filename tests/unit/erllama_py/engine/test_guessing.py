@@ -97,6 +97,22 @@ def test_only_bits_of_single_steps_are_trusted() -> None:
     assert (facts.drafted, facts.plain) == (0, "inexact")
 
 
+def test_a_size_that_fails_in_a_long_context_is_tried_in_a_short_one() -> None:
+    """Threads share the attention of many cells and not of few, for one."""
+    talk = Conversation(Talker(exact=3))
+    talk.ask(1, PROMPT * 6, 40, LOOKUP)
+    talk.run()
+    talk.backend.exact = 16
+    talk.ask(2, PROMPT, 100, LOOKUP)
+    talk.run()
+    assert talk.backend.rehearsed == [16, 8, 4, 16]
+    talk.ask(3, PROMPT * 8, 40, LOOKUP)
+    talk.run()
+    assert talk.backend.rehearsed == [16, 8, 4, 16]
+    facts = [talk.done(number).speculated for number in (1, 2, 3)]
+    assert [one.plain for one in facts if one] == ["inexact", "", "inexact"]
+
+
 @pytest.mark.parametrize(
     ("sampler", "options", "plain"),
     [

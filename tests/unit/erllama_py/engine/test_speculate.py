@@ -106,7 +106,7 @@ def test_a_text_that_repeats_itself_is_mostly_drafted(smollm2: api.Model) -> Non
 
 
 def test_with_an_adapter_too(smollm2: api.Model, tmp_path: Path) -> None:
-    """An adapter changes the weights, so what is exact is found out anew."""
+    """What is exact is found out for it alone: requests without it draft as before."""
     bare = said(smollm2, EDIT, 80)
     handle = smollm2.load_adapter(write_lora(tmp_path / "one.gguf", 1), scale=0.5)
     try:
@@ -116,6 +116,9 @@ def test_with_an_adapter_too(smollm2: api.Model, tmp_path: Path) -> None:
         smollm2.unload_adapter(handle)
     assert plain["generated"] != bare["generated"]
     assert same(plain, guessed)
+    again = said(smollm2, EDIT, 80, speculate="lookup")
+    assert same(bare, again)
+    assert again["stats"]["speculation"]["accepted"] > 0
 
 
 def test_what_it_leaves_in_the_cache_is_the_same_bit_for_bit(smollm2: api.Model) -> None:
