@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from erllama_py._backends.base import BLOCK, BackendConfig, ContextOptions, StubOptions
 from erllama_py._cache.checksum import crc
+from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.lease import Piece
 from erllama_py._cache.policy import Policy
 from erllama_py._cache.ram import Extent
@@ -33,7 +34,6 @@ from erllama_py._engine.frames import (
     Stop,
     Stored,
     Submit,
-    pack_tokens,
 )
 from erllama_py._engine.process import start_in_process
 from erllama_py.config import EVERYDAY_POLICY, GenerateOptions
@@ -91,7 +91,7 @@ class Peer:
         self, number: int, tokens: list[int], target: int | None = 1, mode: str = "infer", **options
     ) -> None:
         asked = GenerateOptions(response_tokens=target, **options)
-        self.send(Submit(number, mode, None, pack_tokens(tokens), asked))
+        self.send(Submit(number, mode, None, encode_tokens(tokens), asked))
 
     def grant(self, blocks: int = 64, logits: int = 32) -> None:
         """Grant extents to capture into."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from erllama_py._cache.key import applied_scale
-from erllama_py._engine.frames import NO_ADAPTERS, Adapter, AdapterSet
+from erllama_py._engine.adapterset import NO_ADAPTERS, Adapter, AdapterSet
 from erllama_py._machine.adapter_file import (
     MAX_PATH_BYTES,
     AdapterFile,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from erllama_py._backends.base import Backend, BackendError
-from erllama_py._engine.frames import NO_ADAPTERS, AdapterSet
+from erllama_py._engine.adapterset import NO_ADAPTERS, AdapterSet
 
 __all__ = ("Adapting",)
 

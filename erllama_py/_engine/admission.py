@@ -24,7 +24,8 @@ import time
 from array import array
 
 from erllama_py._backends.base import BLOCK
-from erllama_py._engine.frames import AdapterSet, Lookup
+from erllama_py._engine.adapterset import AdapterSet
+from erllama_py._engine.frames import Lookup
 from erllama_py._engine.guessing import speculation_of
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.resuming import Resuming

@@ -13,10 +13,11 @@ from typing import Any
 
 from erllama_py._backends.base import BackendInfo
 from erllama_py._engine.adapters import Adapters, Scales
+from erllama_py._engine.adapterset import AdapterSet
 from erllama_py._engine.caching import ModelCache
 from erllama_py._engine.chats import Chats
 from erllama_py._engine.ends import model_gone
-from erllama_py._engine.frames import Adapt, AdapterSet, Call, Cancel, Done, EndSession, Frame
+from erllama_py._engine.frames import Adapt, Call, Cancel, Done, EndSession, Frame
 from erllama_py._engine.life import Life, Pending
 from erllama_py._engine.noted import History, past_of
 from erllama_py._engine.request import Request

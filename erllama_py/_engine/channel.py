@@ -17,15 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from erllama_py._engine.frames import (
-    LENGTH,
-    MAX_FRAME,
-    AnyFrame,
-    Frame,
-    carries_descriptor,
-    decode_frame,
-    encode_frame,
-)
+from erllama_py._engine.frames import AnyFrame, Frame
+from erllama_py._engine.framing import carries_descriptor, encode_frame, take_frame
 
 __all__ = ("Channel", "ChannelClosed", "Outbox", "Sink")
 
@@ -91,10 +84,10 @@ class Channel:
 
         The caller owns the descriptors.
 
-        :raises ChannelClosed: a frame that is too long or cut short by the end.
+        :raises BadFrame: what comes is no frame.
         """
         while True:
-            while (frame := self._next()) is not None:
+            while (frame := take_frame(self._buffer)) is not None:
                 # The kernel never delivers a descriptor later than its first byte.
                 yield frame, (self._fds.popleft() if carries_descriptor(frame) else None)
             try:
@@ -107,20 +100,6 @@ class Channel:
                     os.close(self._fds.popleft())
                 return
             self._buffer += data
-
-    def _next(self) -> AnyFrame | None:
-        buffer = self._buffer
-        if len(buffer) < LENGTH.size:
-            return None
-        (length,) = LENGTH.unpack_from(buffer)
-        if length > MAX_FRAME:
-            raise ChannelClosed(f"a frame of {length} bytes")
-        end = LENGTH.size + length
-        if len(buffer) < end:
-            return None
-        body = bytes(memoryview(buffer)[LENGTH.size : end])
-        del buffer[:end]
-        return decode_frame(body)
 
     def shutdown(self) -> None:
         """Wake both readers with an end of file.  Idempotent."""

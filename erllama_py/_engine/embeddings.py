@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from erllama_py._backends.base import Backend, BackendError
 from erllama_py._engine.channel import Sink
-from erllama_py._engine.frames import Answer, Call, Refused, unpack_tokens
+from erllama_py._engine.frames import Answer, Call, Refused
+from erllama_py._engine.tokenbytes import unpack_tokens
 
 __all__ = ("IDLE_S", "Embeddings")
 

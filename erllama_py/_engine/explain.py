@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from erllama_py._cache.divergence import Divergence
 from erllama_py._cache.grade import Grade
 from erllama_py._cache.trie import TOKEN_BYTES
-from erllama_py._engine.frames import unpack_tokens
 from erllama_py._engine.noted import Noted, Past
+from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Ref, text_of
 

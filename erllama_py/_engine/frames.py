@@ -1,8 +1,7 @@
 """The frames between the core and a model process.
 
-One frame is a 4-byte big-endian length and a MessagePack map, tagged with the frame's
-class name.  Frames are typed: what does not decode as one of these classes is a
-protocol error, and no frame carries code or pickled objects.
+Frames are typed: what does not decode as one of these classes is a protocol error, and no
+frame carries code or pickled objects.  How one is bytes: ``_engine/framing.py``.
 
 KV never travels in a frame.  The core owns shared-memory segments; a :class:`Segment`
 frame carries one's descriptor, and every other frame speaks of extents in it.
@@ -36,10 +35,7 @@ Tokens travel as little-endian u32 bytes, the layout that cache keys hash.
 
 from __future__ import annotations
 
-import struct
-from array import array
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -48,18 +44,17 @@ from erllama_py._cache.grade import Grade
 from erllama_py._cache.lease import Piece
 from erllama_py._cache.policy import Policy
 from erllama_py._cache.ram import Extent
+from erllama_py._engine.adapterset import NO_ADAPTERS, AdapterSet
 from erllama_py._engine.spans import Part
 from erllama_py.config import GenerateOptions
 from erllama_py.types import Markers
 
 __all__ = (
-    "NO_ADAPTERS",
     "Accepted",
     "Adapt",
-    "Adapter",
-    "AdapterSet",
     "Admitted",
     "Answer",
+    "AnyFrame",
     "Call",
     "Cancel",
     "Captured",
@@ -95,29 +90,7 @@ __all__ = (
     "Trace",
     "Verified",
     "WantDraft",
-    "carries_descriptor",
-    "decode_frame",
-    "encode_frame",
-    "pack_tokens",
-    "unpack_tokens",
 )
-
-
-def pack_tokens(tokens: Iterable[int]) -> bytes:
-    """Return tokens as little-endian u32 bytes."""
-    return array("I", tokens).tobytes()
-
-
-def unpack_tokens(data: bytes) -> array[int]:
-    """Return little-endian u32 bytes as an array of tokens."""
-    tokens = array("I")
-    tokens.frombytes(data)
-    return tokens
-
-
-# "I" must be four little-endian bytes here: true of every platform llama.cpp builds for.
-if array("I", [1]).tobytes() != b"\x01\0\0\0":  # pragma: no cover
-    raise ImportError("erllama_py needs a little-endian machine with 32-bit ints")
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True, tag_field="t", array_like=True):
@@ -152,25 +125,6 @@ class Speculated(msgspec.Struct, frozen=True, array_like=True):
     accepted: int
     plain: str
     """Why nothing was drafted, where that has a reason of its own."""
-
-
-class Adapter(msgspec.Struct, frozen=True, array_like=True):
-    """A LoRA adapter as the engine is to apply it."""
-
-    number: int
-    """Names it for as long as the model process lives."""
-    path: bytes
-    scale: float
-
-
-class AdapterSet(msgspec.Struct, frozen=True, array_like=True):
-    """The adapters that requests compute with.  Sets are equal if their numbers are."""
-
-    number: int
-    adapters: tuple[Adapter, ...] = ()
-
-
-NO_ADAPTERS: Final = AdapterSet(0)
 
 
 # -- core to model ---------------------------------------------------------------------
@@ -582,33 +536,3 @@ AnyFrame = (
     | Refused
     | Log
 )
-
-LENGTH: Final = struct.Struct(">I")
-MAX_FRAME: Final = 256 << 20
-"""A prompt of a million tokens is 4 MB; anything near this is a broken peer."""
-
-_WITH_DESCRIPTOR: Final = (Segment, SavedWhole, Packed, Trace)
-
-
-def carries_descriptor(frame: Frame) -> bool:
-    """Whether a descriptor travels beside this frame."""
-    return isinstance(frame, _WITH_DESCRIPTOR)
-
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(AnyFrame)
-
-
-def encode_frame(frame: Frame) -> bytes:
-    """Return a frame with its length prefix."""
-    body = _encoder.encode(frame)
-    return LENGTH.pack(len(body)) + body
-
-
-def decode_frame(body: bytes | memoryview) -> AnyFrame:
-    """Return the frame of a body (without length prefix).
-
-    :raises msgspec.ValidationError: not one of the frames above.
-    """
-    frame: AnyFrame = _decoder.decode(body)
-    return frame

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from erllama_py._backends.base import BLOCK, Sampler
 from erllama_py._cache.grade import Grade, last_slice, streamed, whole_chunk
-from erllama_py._engine.frames import AdapterSet
+from erllama_py._engine.adapterset import AdapterSet
 from erllama_py._engine.prompt import GENERATING
 from erllama_py._engine.restore import Restore
 from erllama_py._engine.spoken import Spoken

@@ -16,11 +16,11 @@ import msgspec
 
 from erllama_py._backends.base import BLOCK, Backend, BackendError, Sampler
 from erllama_py._cache.policy import Policy, cold_save_split, should_finish_save
+from erllama_py._engine.adapterset import AdapterSet
 from erllama_py._engine.adapting import Adapting
 from erllama_py._engine.capture import Recorder
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import (
-    AdapterSet,
     Admitted,
     Closed,
     Done,

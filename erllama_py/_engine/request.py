@@ -16,6 +16,7 @@ from erllama_py._cache.tier import KINDS
 from erllama_py._engine.frames import Done, Scored, Speculated, Submit, Verified
 from erllama_py._engine.heard import Heard
 from erllama_py._engine.spans import Part
+from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom, Event, Ref, SessionKey, next_serial, text_of
@@ -166,8 +167,7 @@ class Request:
     def on_prompt(self, tokens: bytes) -> None:
         """It was accepted; ``tokens`` is the prompt where we had only its text."""
         if self.text is not None:
-            self.tokens = array("I")
-            self.tokens.frombytes(tokens)
+            self.tokens = unpack_tokens(tokens)
             self.prompt_len = len(self.tokens)
         self.accepted.set()
 

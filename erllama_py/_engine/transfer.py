@@ -22,7 +22,6 @@ parts that this very engine packed.
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from erllama_py._cache.lease import Piece
 from erllama_py._cache.ram import Extent
 from erllama_py._engine.frames import Done, Forget, Frame, Packed, PackedPart, Plan, Segment
 from erllama_py._engine.request import Request
+from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Event
@@ -66,10 +66,8 @@ class Transfer(Request):
         pieces: Sequence[Piece] = (),
         payload: Payload | None = None,
     ) -> None:
-        encoded = array("I")
-        encoded.frombytes(tokens)
         mode = "import" if payload else "export"
-        super().__init__(mode, GenerateOptions(cached=False), tokens=encoded)
+        super().__init__(mode, GenerateOptions(cached=False), tokens=unpack_tokens(tokens))
         self.pieces = list(pieces)
         self._payload = payload
         self._lent: tuple[Wire, int] | None = None

@@ -52,7 +52,6 @@ from erllama_py._engine.frames import (
     Segment,
     Stop,
     Submit,
-    unpack_tokens,
 )
 from erllama_py._engine.job import Job
 from erllama_py._engine.loader import Loader
@@ -61,6 +60,7 @@ from erllama_py._engine.restore import Restore
 from erllama_py._engine.scheduler import Scheduler
 from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.spoken import Spanning
+from erllama_py._engine.tokenbytes import unpack_tokens
 
 __all__ = ("main", "serve")
 

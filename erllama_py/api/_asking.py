@@ -11,6 +11,7 @@ from erllama_py._engine.host import ModelHost
 from erllama_py._engine.prompt import MAX_LIST, MAX_TEXT_BYTES, refusal
 from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
+from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.config import RequestOptions, parse_request
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Event, ModelPid
@@ -111,9 +112,7 @@ def token_array(tokens: Tokens) -> array[int]:
 
 def tokens_of(data: bytes) -> list[int]:
     """Return token ids as frames carry them."""
-    tokens = array("I")
-    tokens.frombytes(data)
-    return tokens.tolist()
+    return unpack_tokens(data).tolist()
 
 
 def prompt_bytes(text: Any) -> bytes:

@@ -128,8 +128,10 @@ PURE = (
     "erllama_py._cache.row",
     "erllama_py._cache.tier",
     "erllama_py._cache.trie",
+    "erllama_py._engine.adapterset",
     "erllama_py._engine.spans",
     "erllama_py._engine.stops",
+    "erllama_py._engine.tokenbytes",
     "erllama_py._engine.utf8",
     "erllama_py._grammar.*",
 )

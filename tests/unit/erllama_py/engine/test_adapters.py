@@ -18,16 +18,8 @@ import pytest
 
 from erllama_py import api
 from erllama_py._cache import key as keys
-from erllama_py._engine.frames import (
-    Adapt,
-    Adapter,
-    AdapterSet,
-    Admitted,
-    Answer,
-    Cancel,
-    Lookup,
-    Saved,
-)
+from erllama_py._engine.adapterset import Adapter, AdapterSet
+from erllama_py._engine.frames import Adapt, Admitted, Answer, Cancel, Lookup, Saved
 from erllama_py._engine.registry import core
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.errors import BadCall, ErllamaError, ModelGone

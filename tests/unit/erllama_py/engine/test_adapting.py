@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from erllama_py._backends.base import BackendError
+from erllama_py._engine.adapterset import NO_ADAPTERS, Adapter, AdapterSet
 from erllama_py._engine.adapting import Adapting
-from erllama_py._engine.frames import NO_ADAPTERS, Adapter, AdapterSet
 
 
 class Engine:

@@ -14,8 +14,9 @@ import pytest
 from erllama_py import api
 from erllama_py._backends.base import BackendConfig
 from erllama_py._backends.stub import StubBackend, embed
+from erllama_py._cache.key import encode_tokens
 from erllama_py._engine.embeddings import Embeddings
-from erllama_py._engine.frames import Answer, Call, Frame, Refused, pack_tokens
+from erllama_py._engine.frames import Answer, Call, Frame, Refused
 from erllama_py._engine.registry import core
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
@@ -103,7 +104,7 @@ def held() -> Iterator[tuple[Embeddings, Held, Frames]]:
 def test_questions_are_answered_in_order(held: tuple[Embeddings, Held, Frames]) -> None:
     embeddings, backend, sent = held
     for number, tokens in enumerate([[1], [1 << 31], [2]]):
-        embeddings.ask(Call(number, "embed", pack_tokens(tokens)))
+        embeddings.ask(Call(number, "embed", encode_tokens(tokens)))
     backend.go.set()
     wait_for(lambda: len(sent) == 3)
     assert sent[0] == Answer(0, embed([1]))
@@ -116,7 +117,7 @@ def test_an_idle_context_is_freed_once(held: tuple[Embeddings, Held, Frames]) ->
     embeddings, backend, sent = held
     backend.go.set()
     for number in (1, 2):
-        embeddings.ask(Call(number, "embed", pack_tokens([1])))
+        embeddings.ask(Call(number, "embed", encode_tokens([1])))
         wait_for(lambda number=number: backend.dropped == number)
     assert len(sent) == backend.dropped == 2
 
@@ -124,7 +125,7 @@ def test_an_idle_context_is_freed_once(held: tuple[Embeddings, Held, Frames]) ->
 def test_closing_leaves_what_is_queued(held: tuple[Embeddings, Held, Frames]) -> None:
     embeddings, backend, sent = held
     for number in range(3):
-        embeddings.ask(Call(number, "embed", pack_tokens([1])))
+        embeddings.ask(Call(number, "embed", encode_tokens([1])))
     embeddings.close()
     backend.go.set()
     wait_for(lambda: not any(t.name == "held" for t in threading.enumerate()))

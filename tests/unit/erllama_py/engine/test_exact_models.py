@@ -7,13 +7,13 @@ pruned or all kept; whole rows where a sequence cannot be cut.
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from erllama_py._cache.store import Cache
+from erllama_py._engine.tokenbytes import unpack_tokens
 from tests.models import gemma3_path, hybrid_path, mamba_path
 from tests.owncore import OwnCore, own_core
 
@@ -65,9 +65,7 @@ def test_far_beyond_a_window_warm_equals_cold(swa_full: bool, tmp_path: Path) ->
 def long_prompt(core: OwnCore) -> list[int]:
     """Make words into tokens, a few more than 4 000."""
     text = " ".join(random.Random(3).choices(WORDS, k=4005))
-    tokens = array("I")
-    tokens.frombytes(core.host.call("tokenize", text.encode()))
-    return tokens[:4005].tolist()
+    return unpack_tokens(core.host.call("tokenize", text.encode()))[:4005].tolist()
 
 
 # -- states for layers ------------------------------------------------------------------------

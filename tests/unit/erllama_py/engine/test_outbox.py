@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from erllama_py._engine.channel import Channel, Outbox
-from erllama_py._engine.frames import Closed, Frame, Phase, Token, encode_frame
+from erllama_py._engine.frames import Closed, Frame, Phase, Token
+from erllama_py._engine.framing import encode_frame
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from erllama_py._engine.frames import Restored
 from erllama_py._engine.host import ModelHost
 from erllama_py._engine.request import Request
 from erllama_py._engine.scheduler import Scheduler
+from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.config import EVERYDAY_POLICY, parse_load, parse_request
 from tests.models import smollm2_path
 from tests.waiting import wait_for
@@ -109,9 +110,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loaded]:
 
 
 def tokens_of(model: Loaded, text: str) -> list[int]:
-    tokens = array("I")
-    tokens.frombytes(model.host.call("tokenize", text.encode()))
-    return tokens.tolist()
+    return unpack_tokens(model.host.call("tokenize", text.encode())).tolist()
 
 
 def test_the_next_turn_goes_on_in_its_own_cells(warm: Loaded, cold: Loaded) -> None:
