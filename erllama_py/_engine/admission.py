@@ -180,6 +180,8 @@ class Admission(Resuming):
     def _has_cells(self, job: Job, *, alone: bool) -> bool:
         """Whether there are cells for a job, or can be without the parked sequences."""
         n_ctx = self._backend.info.n_ctx
+        if not alone and self._slots.wanted(job, HEADROOM, parked=False) > n_ctx:
+            return False  # it waits for those that run, and nothing parked goes for that
         while self._slots.wanted(job, HEADROOM) > n_ctx:
             if not self._slots.drop_parked(spare=self._slots.like(job)):
                 return alone
@@ -281,7 +283,8 @@ class Admission(Resuming):
             return
         if job.restore:
             self._drop_restore(job)
-        elif recorder := self._recorder_of(job):
+        elif job.ledger and (recorder := self._recorder_of(job)):
+            # Without a ledger it waits for its plan, and what its slot has is another's.
             recorder.before_preempting(job)
         self._slots.give_up(job)
         job.todo = job.ledger + job.todo

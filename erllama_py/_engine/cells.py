@@ -9,7 +9,7 @@ from its beginning, its cells are those of whoever has most of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import NamedTuple
 
 __all__ = ("Cells",)
@@ -56,13 +56,14 @@ class Cells:
         self._runs[target] = _cut(self._runs[source], length)
         self._own.pop(target, None)
 
-    def used(self, leave_out: Collection[int] = ()) -> int:
-        """Return how many cells are taken, by all slots but those left out."""
+    def used(self, cuts: Mapping[int, int] | None = None) -> int:
+        """Return how many cells are taken.
+
+        :param cuts: count as if these slots were cut to so many tokens.
+        """
         ends: dict[int, tuple[int, int]] = {}
         for slot, runs in self._runs.items():
-            if slot in leave_out:
-                continue
-            for run in runs:
+            for run in _cut(runs, cuts[slot]) if cuts and slot in cuts else runs:
                 end = ends.get(run.number, (0, 0))[1]
                 ends[run.number] = (run.start, max(end, run.end))
         return sum(end - start for start, end in ends.values())

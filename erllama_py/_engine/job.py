@@ -94,6 +94,11 @@ class Job:
         self.admitted = self.transfers
         """The core knows how it was admitted; a preempted job stays admitted."""
         self.preempted = False
+        self.crowded = False
+        """It was restored into cells that then were not there: it may share less than it
+        seems, and its next admission counts all of it."""
+        self.served = 0
+        """The number of the last step that it was in."""
 
         self.ledger: array[int] = array("I")
         self.todo = prompt

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from erllama_py._backends.base import Backend, RestoreFailed
+from erllama_py._backends.base import Backend, NoSlot, RestoreFailed
 from erllama_py._cache.lease import Piece
 from erllama_py._engine.frames import Plan
 from erllama_py._engine.sharedkv import SharedKv
@@ -139,10 +139,15 @@ class Restore:
         for at in [at for at in list(self._loaded) if at < first]:
             self._free(at)
 
-    def advance(self, backend: Backend, slot: int, budget: int | None) -> bool:
+    def advance(
+        self, backend: Backend, slot: int, budget: int | None, room: int | None = None
+    ) -> bool:
         """Move verified pieces into the sequence; return whether any moved.
 
         :param budget: bytes after which to stop; ``None`` for all there is.
+        :param room: free cells, where they are to be counted.  The engine refuses a piece
+            without room as it does a damaged one.
+        :raises NoSlot: the next piece has no room; those before it are in.
         :raises BadPiece: the sequence must be cleared.
         """
         moved = 0
@@ -150,6 +155,10 @@ class Restore:
             if budget is not None and moved >= budget:
                 return True
             piece = self._pieces[self._done]
+            if room is not None:
+                room -= piece.end - piece.start
+                if room < 0:
+                    raise NoSlot("no_slot", f"{-room} cells are missing")
             self._unpack(backend, slot, piece, data)
             self._free(self._done)
             self._done += 1

@@ -8,7 +8,7 @@ rest.
 
 from __future__ import annotations
 
-from erllama_py._backends.base import BLOCK, BackendError
+from erllama_py._backends.base import BLOCK, BackendError, NoSlot
 from erllama_py._engine.frames import Restored
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.packing import bounds, pack_parts
@@ -23,6 +23,9 @@ RESTORE_BYTES = 64 << 20
 
 class Resuming(Replies):
     """Plans, and what becomes of them."""
+
+    _lacking = False
+    """A verified piece found no free cells in this tick."""
 
     def plan(self, number: int, restore: Restore) -> None:
         """Take the answer to a lookup."""
@@ -171,18 +174,21 @@ class Resuming(Replies):
     def _restore_all(self) -> bool:
         running = self._slots.active()
         budget = None if len(running) == 1 else RESTORE_BYTES
+        self._lacking = False
         moved = [self._restore(job, job.restore, budget) for job in running if job.restore]
         return any(moved)
 
     def _restore(self, job: Job, restore: Restore, budget: int | None) -> bool:
         """Move verified pieces into the sequence; return whether anything changed."""
         try:
-            moved = restore.advance(self._backend, job.slot, budget)
+            moved = restore.advance(self._backend, job.slot, budget, self._room_beside())
             if not restore.complete:
                 return moved
             restore.cut(self._backend, job.slot)
             if not restore.complete:
                 return True
+        except NoSlot:
+            self._lacking = job.crowded = True
         except BadPiece as bad:
             self._restore_failed(job, bad)
         else:
@@ -191,6 +197,12 @@ class Resuming(Replies):
             if job.active:
                 self._slots.measure(job)
         return True
+
+    def _room_beside(self) -> int | None:
+        """Return how many cells are free; ``None`` where a job has the context alone."""
+        if len(self._slots.running) == 1 and not self._slots.parked:
+            return None
+        return self._backend.info.n_ctx - self._slots.used()
 
     def _restored(self, job: Job, restore: Restore) -> None:
         """The sequence is what it should be: go on from there."""

@@ -66,6 +66,7 @@ class Scheduler(Admission):
         self.ended = threading.Event()
         """Set when the loop has ended."""
         self._cancelled = []
+        self._steps = 0
         self._phase = "idle"
         self._stopped = False
 
@@ -122,6 +123,9 @@ class Scheduler(Admission):
         self._end_cancelled()
         self._dispatch()
         moved = self._restore_all()
+        if self._lacking:
+            # Others took the cells that it was admitted with.  They make room as for a step.
+            moved = self._make_room()
         self._report_phase()
         self._guessing.prove(self._slots.active())
         rows = self._batch()
@@ -180,10 +184,10 @@ class Scheduler(Admission):
             for j in self._slots.active()
             if j.stage in (Stage.RUN, Stage.CLOSING) and j.restore is None
         ]
+        if len(ready) > budget:
+            # More requests than the batch has tokens: the ones served longest ago go first.
+            ready = sorted(ready, key=lambda j: j.served)[:budget]
         decoders = [j for j in ready if not j.todo and j.pending is not None]
-        if len(decoders) > budget:
-            # More streams than the batch holds: the ones served longest ago go first.
-            decoders = sorted(decoders, key=lambda j: len(j.generated))[:budget]
         drafted = self._guessing.draft(ready, decoders)
         if drafted:
             # Last, so that the cells of what is wrong of it are the last: others' next
@@ -198,7 +202,8 @@ class Scheduler(Admission):
             row = Row(job.slot, len(job.ledger), tokens, wanted, every=len(tokens) > 1)
             rows.append((job, row))
             budget -= len(tokens)
-        for job in ready:
+        # In the order of admission: by slots, whoever comes into a low one would go first.
+        for job in sorted(ready, key=lambda j: j.order):
             if job.todo and job.stage is Stage.RUN and budget > 0:
                 size = job.slice_end(self._chunk, budget)
                 last = size == len(job.todo)
@@ -241,6 +246,9 @@ class Scheduler(Admission):
         """Take in a step's results: tokens go out first, captures follow."""
         # A verify may evaluate more, and no token waits for that.
         verifies = any(job.verifies for job, _ in rows)
+        self._steps += 1
+        for job, _ in rows:
+            job.served = self._steps
         with contextlib.nullcontext() if verifies else self._out.together():
             self._take_in(rows, took_ns)
         for index, (job, row) in enumerate(rows):

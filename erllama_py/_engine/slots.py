@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from erllama_py._backends.base import BLOCK, Backend
 from erllama_py._engine.cells import Cells
-from erllama_py._engine.job import Job
+from erllama_py._engine.job import Job, Stage
 
 __all__ = ("Head", "Slots", "common")
 
@@ -172,19 +172,44 @@ class Slots:
 
     # -- cells ---------------------------------------------------------------------------------
 
-    def wanted(self, job: Job, spare: int = 0) -> int:
+    def wanted(self, job: Job, spare: int = 0, *, parked: bool = True) -> int:
         """Return the cells of the context once a job has its own and ``spare`` more.
 
-        Heads that the job can share with a sequence of the context count once.
+        So have the others that run: those that still wait for their plan, too.  What a
+        job begins with and the context has already counts once, whoever else holds it.
+
+        :param parked: False counts as if what is parked had gone, but for what the job
+            itself goes on in.
         """
         like = self.like(job)
-        used = self._cells.used((like.slot,) if like else ())
-        used += sum(max(0, one.cells() - self._cells.length(one.slot)) for one in self.active())
-        shared = 0
-        if job.cached and not job.options.bit and not self.goes_on(job):
-            live = self.live(job)
-            shared = live.tokens // BLOCK * BLOCK if live and live != like else 0
-        return used + job.cells() + spare - shared
+        cuts = {} if parked else dict.fromkeys(self.parked, 0)
+        fill = spare
+        waiting = [one for one in self.active() if one.stage is Stage.LOOKUP and not one.held]
+        heads = [(job, like), *((one, Head(one.slot, one.inherited)) for one in waiting)]
+        for one, own in heads:
+            stays, shared = self._begins_with(one, own)
+            if own:
+                cuts[own.slot] = stays
+            fill += one.cells() - stays - shared
+        for one in self.active():
+            if one not in waiting:
+                fill += max(0, one.cells() - self._cells.length(one.slot))
+        return self._cells.used(cuts) + fill
+
+    def _begins_with(self, job: Job, own: Head | None) -> tuple[int, int]:
+        """Return how many of its tokens a job keeps in its slot, or else has from another's.
+
+        As far as that can be known before its plan is there.
+
+        :param own: what its slot has of them, or will have.
+        """
+        if self.goes_on(job):
+            return (own.tokens if own else 0), 0
+        if job.crowded or not (job.cached and self._backend.info.blocks) or job.options.bit:
+            return 0, 0
+        live = self.live(job)
+        stays, shared = (head.tokens // BLOCK * BLOCK if head else 0 for head in (own, live))
+        return (stays, 0) if stays >= shared else (0, shared)
 
     def measure(self, job: Job) -> None:
         """Note how many cells a job's sequence has now."""
