@@ -16,6 +16,9 @@ the core.
 ``merging``    ``$ref``, ``allOf`` and neighbours made one flat schema
 ``branches``   a schema as a list of simple ones; which of them exclude each other
 ``numbers``    ranges of numbers as digits
+``patterns``   what is said of texts, as automata of ``automaton``: their regular
+               expressions are read by ``regex``, classes are sets of ``charsets``
+``spelling``   the texts of an automaton as JSON
 ``text``       quoting, tries, and the rules every grammar may use
 ``ambiguity``  how many ways the engine has to follow at once, at most
 ``compiler``   all of it put together

@@ -12,11 +12,15 @@ from typing import Any, Final
 
 from erllama_py._grammar.keywords import BY_TYPE
 from erllama_py._grammar.merging import Document, Schema, frozen
+from erllama_py._grammar.patterns import Patterns
 from erllama_py._grammar.reading import Path, SchemaError, pointer
 
 __all__ = ("Branch", "Branches", "json_text", "type_of")
 
 MAX_BRANCHES: Final = 256
+_BESIDE_VALUES: Final = frozenset(
+    ("const", "enum", "type", "format", "pattern", "minLength", "maxLength")
+)
 _FIXED: Final[dict[str, list[Any]]] = {"boolean": [True, False], "null": [None]}
 
 
@@ -52,8 +56,9 @@ class Branch:
 class Branches:
     """Finds the branches of schemas."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, patterns: Patterns) -> None:
         self._document = document
+        self._patterns = patterns
         self._found: dict[int, list[Branch]] = {}
         self._listed: dict[int, Branch] = {}
 
@@ -83,7 +88,7 @@ class Branches:
         if choices:
             return self._union(flat, choices[0], path, trail)
         if "const" in flat or "enum" in flat:
-            return [_listed(flat, path)]
+            return [self._values(flat, path)]
         types = flat.get("type") or _implied(flat, path)
         types = types if isinstance(types, list) else [types]
         if "number" in types:
@@ -172,33 +177,41 @@ class Branches:
             return None
         found = self._listed.get(id(flat))
         if found is None:
-            found = self._listed[id(flat)] = _listed(flat, path)
+            found = self._listed[id(flat)] = self._values(flat, path)
         return found
+
+    def _values(self, flat: dict[str, Any], path: Path) -> Branch:
+        """Return the branch of the values that a schema lists and does not exclude."""
+        others = flat.keys() - _BESIDE_VALUES
+        if others:
+            word = min(others)
+            raise SchemaError(
+                (*path, word),
+                f"{word} beside listed values is not supported",
+                "list what is allowed",
+            )
+        values = list(flat.get("enum", ()))
+        if "const" in flat:
+            fixed = flat["const"]
+            known = map(frozen, values)
+            values = [fixed] if "enum" not in flat or frozen(fixed) in known else []
+        if "type" in flat:
+            types = flat["type"] if isinstance(flat["type"], list) else [flat["type"]]
+            values = [value for value in values if _is_of(value, types)]
+        if flat.keys() & {"pattern", "minLength", "maxLength"}:
+            values = [
+                value
+                for value in values
+                if not isinstance(value, str) or self._patterns.fits(value, flat, path)
+            ]
+        if not values:
+            raise SchemaError(path, "none of the listed values is allowed")
+        return Branch("const", flat, path, values)
 
 
 def json_text(value: Any) -> str:
     """Return the one way in which a listed value is written."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _listed(flat: dict[str, Any], path: Path) -> Branch:
-    others = flat.keys() - {"const", "enum", "type", "format"}
-    if others:
-        word = min(others)
-        raise SchemaError(
-            (*path, word), f"{word} beside listed values is not supported", "list what is allowed"
-        )
-    values = list(flat.get("enum", ()))
-    if "const" in flat:
-        fixed = flat["const"]
-        known = map(frozen, values)
-        values = [fixed] if "enum" not in flat or frozen(fixed) in known else []
-    if "type" in flat:
-        types = flat["type"] if isinstance(flat["type"], list) else [flat["type"]]
-        values = [value for value in values if _is_of(value, types)]
-    if not values:
-        raise SchemaError(path, "none of the listed values is allowed")
-    return Branch("const", flat, path, values)
 
 
 def _implied(flat: dict[str, Any], path: Path) -> str:

@@ -12,8 +12,10 @@ from erllama_py._grammar.ambiguity import MAX_WAYS, Node, too_many_ways
 from erllama_py._grammar.branches import Branch, Branches, json_text
 from erllama_py._grammar.merging import Document, Schema
 from erllama_py._grammar.numbers import Bound, integers, reals
+from erllama_py._grammar.patterns import FORMATS, Patterns
 from erllama_py._grammar.reading import Path, SchemaError, read
-from erllama_py._grammar.text import FORMATS, JSON_RULES, literals, other_names, quoted
+from erllama_py._grammar.spelling import string_rules
+from erllama_py._grammar.text import JSON_RULES, literals, other_names, quoted
 
 __all__ = ("grammar_of",)
 
@@ -45,7 +47,8 @@ class _Compiler:
     def __init__(self, root: Schema) -> None:
         self._root = root
         self._document = Document(root)
-        self._branches = Branches(self._document)
+        self._patterns = Patterns()
+        self._branches = Branches(self._document, self._patterns)
         self._rules: dict[str, str] = {}
         # Any JSON: one way to follow, but it begins like everything else.
         self._nodes: dict[str, Node] = {"value": Node()}
@@ -202,14 +205,24 @@ class _Compiler:
 
     def _string(self, branch: Branch, name: str) -> str:
         schema = branch.schema
-        form, least = schema.get("format"), int(schema.get("minLength", 0))
-        most = schema.get("maxLength")
-        if form in FORMATS:
-            if least or most is not None:
-                raise SchemaError(branch.path, f"a length beside the format {form}", "leave it out")
-            return rf'"\"" {FORMATS[form]} "\""'
+        least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
         if most is not None and most < least:
             raise SchemaError(branch.path, "maxLength is below minLength")
+        automaton = self._patterns.automaton(schema, branch.path)
+        if automaton is not None:
+            self._spend(len(automaton.ways), branch.path)
+            rules, ways = string_rules(name, automaton)
+            if ways > MAX_WAYS:
+                raise SchemaError(
+                    (*branch.path, "pattern"),
+                    f"more than {MAX_WAYS} ways to go on from one place",
+                    "use fewer alternatives, or list texts with enum",
+                )
+            self._nodes[name].own = ways
+            whole = rules.pop(name)
+            for part, text in rules.items():
+                self._write(part, text)
+            return whole
         self._nodes[name].own = 2
         return rf'"\"" {self._characters(least, most, branch.path)} "\""'
 
@@ -230,14 +243,18 @@ class _Compiler:
             raise SchemaError(
                 path, f"{count} times the same", f"at most {MAX_REPEATS} are possible"
             )
-        self._repeats -= count
-        if self._repeats < 0:
-            raise SchemaError(path, f"more than {MAX_ALL_REPEATS} repetitions in all")
+        self._spend(count, path)
         if most is None:
             return f"{item}*" if least == 0 else f"{item}{{{least},}}"
         if most == 0:
             return ""
         return f"{item}{{{least}}}" if least == most else f"{item}{{{least},{most}}}"
+
+    def _spend(self, count: int, path: Path) -> None:
+        """Count what the engine writes out."""
+        self._repeats -= count
+        if self._repeats < 0:
+            raise SchemaError(path, f"more than {MAX_ALL_REPEATS} repetitions in all")
 
     # -- lists --------------------------------------------------------------------------------
 
@@ -365,7 +382,7 @@ class _Compiler:
 
 
 _SPOKEN: Final = {
-    "string": ("minLength", "maxLength", "format"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
     **dict.fromkeys(
         ("integer", "number"),
         ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),

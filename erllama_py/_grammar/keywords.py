@@ -26,7 +26,7 @@ BY_TYPE: Final = {
         *("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
     ),
     "array": (*("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),),
-    "string": ("minLength", "maxLength", "format"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
     "integer": _NUMBER,
     "number": _NUMBER,
     "boolean": (),
@@ -37,7 +37,6 @@ BY_TYPE: Final = {
 _ANYWHERE: Final = ("$ref", "allOf", "anyOf", "oneOf", "type", "enum", "const")
 
 _REFUSED: Final = {
-    "pattern": "describe the text in the prompt, or give a grammar instead",
     "not": "name what is allowed",
     "if": "use anyOf with an object for each case",
     "then": "use anyOf with an object for each case",
@@ -128,6 +127,9 @@ def _wanted(word: str, value: Any) -> str:
             return "" if good else "a list of names"
         case "enum":
             return "" if isinstance(value, list) and value else "a list of values, at least one"
+        case "pattern":
+            # Several, where parts of a schema were joined.
+            return "" if isinstance(value, (str, tuple)) else "a regular expression, as a text"
         case "$ref" | "format":
             return "" if isinstance(value, str) else "a text"
         case "uniqueItems":

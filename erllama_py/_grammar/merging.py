@@ -142,6 +142,14 @@ class Document:
                 return self.made({"allOf": [one, other]}, (*path, word))
             case "uniqueItems":
                 return one or other
+            case "pattern":
+                return tuple(
+                    dict.fromkeys(
+                        pattern
+                        for part in (one, other)
+                        for pattern in ((part,) if isinstance(part, str) else part)
+                    )
+                )
             case "enum":
                 known = set(map(frozen, other))
                 common = [value for value in one if frozen(value) in known]

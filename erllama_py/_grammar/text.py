@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ("FORMATS", "JSON_RULES", "characters", "literals", "other_names", "quoted")
+__all__ = ("JSON_RULES", "characters", "literals", "other_names", "plain", "quoted")
 
 JSON_RULES: Final = {
     "ws": r'(" " | "\n" [ \t]{0,20})?',
@@ -30,22 +30,6 @@ JSON_RULES: Final = {
     "array": '"[" ws (value ("," ws value)* ws)? "]"',
 }
 """By name; each uses the others freely."""
-
-_MONTHS: Final = (
-    '(("0" [13578] | "1" [02]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
-    ' | ("0" [469] | "11") "-" ("0" [1-9] | [12] [0-9] | "30")'
-    ' | "02-" ("0" [1-9] | "1" [0-9] | "2" [0-8]))'
-)
-_DATE: Final = f'[1-2] [0-9]{{3}} "-" {_MONTHS}'
-_CLOCK: Final = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9]'
-_TIME: Final = f'{_CLOCK} ":" [0-5] [0-9] ("." [0-9]{{1,6}})? ("Z" | [-+] {_CLOCK})'
-FORMATS: Final = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f'{_DATE} "T" {_TIME}',
-    "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
-}
-"""What texts of these formats are, between the quotes."""
 
 _DEEP: Final = 40
 _SIMPLE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_ .,:/")

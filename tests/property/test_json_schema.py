@@ -17,60 +17,25 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.validators import validator_for
 
-from erllama_py._backends import open_backend
-from erllama_py._backends.base import Backend, BackendConfig, ContextOptions, SamplerOptions
+from erllama_py._backends.base import SamplerOptions
 from erllama_py._grammar import SchemaError, grammar_of
-from tests.models import mamba_path
+from tests.grammars import Speaker, speaker
 from tests.property.strategies.json_schemas import schemas
 
-TOKENS = 300
-CLOSING = {b'"': 4.0, b"]": 4.0, b"}": 5.0, b",": 2.0}
-
 
 @pytest.fixture(scope="module")
-def toy() -> Iterator[Backend]:
-    """A vocabulary of all bytes and some pairs: every way to break a character is in it."""
-    backend = open_backend(
-        BackendConfig("llama", mamba_path(), context=ContextOptions(n_ctx=64, n_threads=1))
-    )
-    yield backend
-    backend.close()
-
-
-@pytest.fixture(scope="module")
-def pull(toy: Backend) -> Any:
-    pieces = map(toy.piece, range(toy.info.n_vocab))
-    pull = np.array([CLOSING.get(piece, 0.0) for piece in pieces], np.float32)
-    pull[[token for token in range(toy.info.n_vocab) if toy.is_eog(token)]] = 6
-    return pull
-
-
-def say(toy: Backend, grammar: bytes, pull: Any, seed: int) -> bytes | None:
-    """Return a reply; ``None`` where it did not end."""
-    noise = np.random.default_rng(seed)
-    sampler = toy.new_sampler(
-        SamplerOptions(grammar=grammar, visible=True, temperature=1.0, seed=seed)
-    )
-    reply = b""
-    try:
-        for at in range(TOKENS):
-            logits = noise.standard_normal(len(pull), np.float32) * 3 + pull * (0.5 + at / 40)
-            token = toy.sample_stored(sampler, memoryview(logits.astype(np.float32)).cast("B"))
-            if toy.is_eog(token):
-                return reply
-            reply += toy.piece(token)
-    finally:
-        sampler.close()
-    return None
+def toy() -> Iterator[Speaker]:
+    with speaker() as opened:
+        yield opened
 
 
 @settings(max_examples=150, deadline=None)
 @given(schemas, st.integers(0, 2**31))
-def test_replies_parse_and_satisfy_their_schema(toy, pull, schema, seed) -> None:
+def test_replies_parse_and_satisfy_their_schema(toy, schema, seed) -> None:
     judge = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     grammar = grammar_of(schema)
     for more in range(3):
-        reply = say(toy, grammar, pull, seed + more)
+        reply = toy.say(grammar, seed + more)
         if reply is not None:
             judge.validate(json.loads(reply))
 
@@ -138,29 +103,31 @@ EVERYDAY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", EVERYDAY)
-def test_everyday_schemas(toy: Backend, pull: Any, name: str) -> None:
+def test_everyday_schemas(toy: Speaker, name: str) -> None:
     schema = EVERYDAY[name]
     grammar, ended = grammar_of(schema), 0
     for seed in range(30):
-        reply = say(toy, grammar, pull, seed)
+        reply = toy.say(grammar, seed)
         if reply is not None:
             ended += 1
             validator_for(schema, Draft202012Validator)(schema).validate(json.loads(reply))
     assert ended >= 10
 
 
-def test_properties_come_in_the_order_of_the_schema(toy: Backend, pull: Any) -> None:
+def test_properties_come_in_the_order_of_the_schema(toy: Speaker) -> None:
     grammar = grammar_of('{"properties": {"z": {}, "a": {}, "m": {}}, "required": ["m", "z"]}')
-    replies = [say(toy, grammar, pull, seed) for seed in range(20)]
+    replies = [toy.say(grammar, seed) for seed in range(20)]
     orders = {"".join(json.loads(reply)) for reply in replies if reply is not None}
     assert orders == {"zm", "zam"}
 
 
-def test_control_tokens_are_no_part_of_a_text(toy: Backend) -> None:
+def test_control_tokens_are_no_part_of_a_text(toy: Speaker) -> None:
     """The engine takes ``<unk>`` for five characters, and the reply has none of them."""
-    control = np.zeros(toy.info.n_vocab, np.float32)
-    control[[token for token in range(toy.info.n_vocab) if not toy.piece(token)]] = 50
-    reply = say(toy, grammar_of({"type": "string", "minLength": 4, "maxLength": 4}), control, 1)
+    backend = toy.backend
+    control = np.zeros(backend.info.n_vocab, np.float32)
+    control[[token for token in range(backend.info.n_vocab) if not backend.piece(token)]] = 50
+    grammar = grammar_of({"type": "string", "minLength": 4, "maxLength": 4})
+    reply = toy.say(grammar, 1, pull=control)
     assert reply is not None
     assert len(json.loads(reply)) == 4
 
@@ -220,7 +187,7 @@ def test_anything_is_a_grammar_or_refused_with_its_place(toy, value) -> None:
     except SchemaError as error:
         refused = error
     if grammar is not None:
-        toy.new_sampler(SamplerOptions(grammar=grammar)).close()
+        toy.backend.new_sampler(SamplerOptions(grammar=grammar)).close()
     else:
         assert refused is not None
         assert refused.path.startswith("#")

@@ -8,6 +8,12 @@ from hypothesis import strategies as st
 
 NAMES = st.sampled_from(["a", "ab", "b", "kind", "é", 'q"', "b\\s", "new\nline", "ünï", "^-]"])
 FLAGS = st.booleans()
+PATTERNS = [
+    # And a length that some of their texts have, and a greater one.
+    *((r"^\d{3}-\d{4}$", 8, 10), (r"^\S+@\S+\.[a-w]{2,3}$", 6, 20), ("[^a]", 3, 9), ("", 2, 5)),
+    *((r'^[^"\\]*$', 2, 9), (r"\W", 4, 20), (r"^[^\w\s]\D+$", 2, 9), ("^(a|é|😀)+$", 2, 30)),
+    *((r"^.\n[\x00-\x20\x7f]$", 3, 9), ("^(a*)*b|^c$", 1, 9), ("^[\U0001f600-\U0001f64f]+$", 2, 9)),
+]
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.sampled_from([0.5, -1.25]) | TEXTS
@@ -33,10 +39,25 @@ def strings(draw: st.DrawFn) -> dict[str, Any]:
     if draw(FLAGS):
         form = draw(st.sampled_from(["date", "time", "date-time", "uuid", "other"]))
         return {"type": "string", "format": form}
+    if draw(FLAGS):
+        return draw(patterned())
     least = draw(st.integers(0, 4))
     schema: dict[str, Any] = {"type": "string", "minLength": least}
     if draw(FLAGS):
         schema["maxLength"] = least + draw(st.integers(0, 4))
+    return schema
+
+
+@st.composite
+def patterned(draw: st.DrawFn) -> dict[str, Any]:
+    pattern, least, most = draw(st.sampled_from(PATTERNS))
+    schema: dict[str, Any] = {"type": "string", "pattern": pattern}
+    if draw(FLAGS):
+        schema["minLength"] = draw(st.integers(0, least))
+    if draw(FLAGS):
+        schema["maxLength"] = draw(st.integers(least, most))
+    if draw(FLAGS):
+        schema["allOf"] = [{"pattern": "^[^z]*$"}]
     return schema
 
 

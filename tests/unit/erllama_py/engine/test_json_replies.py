@@ -62,6 +62,23 @@ def test_greedy_and_sampled_replies_are_people(model: api.Model) -> None:
         judge.validate(json.loads(reply["reply"]))
 
 
+def test_texts_match_their_pattern(model: api.Model) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "phone": {"type": "string", "pattern": r"^\(\d{3}\) \d{3}-\d{4}$"},
+            "since": {"type": "string", "format": "date", "pattern": "^18"},
+            "code": {"allOf": [{"pattern": "^[A-Z]+"}, {"pattern": r"\d$"}], "maxLength": 8},
+        },
+        "required": ["phone", "since", "code"],
+    }
+    judge = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    for options in ({}, {"temperature": 1.5, "seed": 5}):
+        reply = model.complete(PROMPT, json_schema=schema, response_tokens=120, **options)
+        assert reply["finish_reason"] == "stop"
+        judge.validate(json.loads(reply["reply"]))
+
+
 def test_a_reply_that_is_cut_says_so(model: api.Model) -> None:
     reply = model.complete(PROMPT, json_schema=json.dumps(PERSON), response_tokens=5)
     assert reply["finish_reason"] == "length"
@@ -118,6 +135,7 @@ def test_hostile_schemas_neither_end_nor_hold_up_the_model(model: api.Model) -> 
         {"type": "array", "items": {"type": "array", "minItems": 1000}, "minItems": 10**6},
         {"$defs": names, "properties": {name: {"$ref": "#"} for name in names}},
         {"properties": {f"p{at}": {"minItems": 900} for at in range(100)}},
+        *({"pattern": pattern} for pattern in ("a.{20}b", "((()*)*){1000}" * 99, "[" * 9999)),
     ]
     refused = 0
     for schema in hostile:

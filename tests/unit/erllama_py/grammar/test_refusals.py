@@ -37,7 +37,8 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"type": "text"}, "#/type", "type must be one of"),
     ({"properties": {"a": {"requried": []}}}, "#/properties/a/requried", "no keyword"),
     ({"properties": {"a/b": {"type": 1}}}, "#/properties/a~1b/type", "type must be"),
-    ({"type": "string", "pattern": "^a"}, "#/pattern", "not supported"),
+    ({"type": "string", "pattern": "(?=a)"}, "#/pattern", "not supported"),
+    ({"type": "string", "pattern": ["a"]}, "#/pattern", "must be a regular expression"),
     ({"not": {}}, "#/not", "not supported"),
     ({"type": "array", "uniqueItems": True}, "#/uniqueItems", "cannot be promised"),
     ({"type": "object", "minProperties": 2}, "#/minProperties", "cannot be promised"),
@@ -145,12 +146,13 @@ def test_text_bytes_and_erlang_terms_are_the_same_schema() -> None:
 
 
 def test_a_request_names_the_option_the_place_and_the_mend() -> None:
+    schema = {"properties": {"a": {"pattern": "x(?!y)"}}}
     with pytest.raises(ErllamaError) as caught:
-        parse_request({"json_schema": {"properties": {"a": {"pattern": "x"}}}}, "token", None)
-    why = "#/properties/a/pattern: pattern is not supported"
+        parse_request({"json_schema": schema}, "token", None)
+    why = "#/properties/a/pattern: (?! is a lookahead, which is not supported, at character 2"
     assert caught.value.reason == ("invalid", "json_schema", why)
     assert why in str(caught.value)
-    assert "give a grammar instead" in caught.value.hint
+    assert "name what is allowed" in caught.value.hint
 
 
 def test_a_schema_and_a_grammar_exclude_each_other() -> None:
