@@ -2,7 +2,7 @@
 
 Deterministic, and the smallest there is: so the engine follows one way through a text, however
 many ways the pattern has (``(a|a)*``, ``(a*)*``), and each state leads to an end.  Several
-patterns and a length are several automata that run side by side.
+patterns, some of which must not match, and a length are automata that run side by side.
 
 A pattern becomes a nondeterministic one first (Thompson's construction).  ``^`` and ``$`` are
 steps of it that read nothing, and may be taken before the first and behind the last character
@@ -39,6 +39,7 @@ MAX_WORK: Final = 300_000
 """Steps over single nodes, states or ranges: well under a second."""
 
 _ACCEPT: Final = 0
+_NOTHING: Final[frozenset[int]] = frozenset()
 _START: Final = -1
 """Stands in the first state only: ``^`` holds there."""
 
@@ -78,7 +79,10 @@ def automaton_of(
     :raises PatternError: a pattern is none, is not supported, or needs too much.
     """
     budget = _Budget()
-    parts = [_Nodes(parse(pattern), budget) for pattern in patterns]
+    parts = []
+    for pattern in map(parse, patterns):
+        parts += [_Nodes(tree, budget) for tree in (pattern.tree, *pattern.too)]
+        parts += [_Nodes(tree, budget, never=True) for tree in pattern.never]
     symbols = _told_apart([part.reads for part in parts], budget)
     states = _States(parts, symbols, least, most, budget)
     steps, ends = _useful(states.steps, states.ends)
@@ -112,7 +116,9 @@ def _too_large() -> PatternError:
 class _Nodes:
     """A pattern as nodes that read a character, or none, and lead on."""
 
-    def __init__(self, tree: Tree, budget: _Budget) -> None:
+    def __init__(self, tree: Tree, budget: _Budget, *, never: bool = False) -> None:
+        """Make them; ``never``: of a pattern that must not match."""
+        self.never = never
         self._budget = budget
         self.reads: list[CharSet | None] = []
         self._leads: list[tuple[int, ...]] = []
@@ -288,7 +294,10 @@ class _States:
             self.steps.append(reached)
             self.ends.append(
                 length >= least
-                and all(part.ended(those) for part, those in zip(parts, nodes, strict=True))
+                and all(
+                    part.ended(those) != part.never
+                    for part, those in zip(parts, nodes, strict=True)
+                )
             )
             if most is not None and count > most:
                 continue
@@ -306,10 +315,16 @@ class _States:
         self, nodes: tuple[frozenset[int], ...]
     ) -> Iterator[tuple[int, tuple[frozenset[int], ...]]]:
         each = [self._after(at, those) for at, those in enumerate(nodes)]
+        # The first is never one that must not match.
         for symbol in each[0]:
-            self._budget.spend(1)
-            if all(symbol in targets for targets in each):
-                yield symbol, tuple(targets[symbol] for targets in each)
+            self._budget.spend(len(each))
+            target = tuple(targets.get(symbol, _NOTHING) for targets in each)
+            if all(map(self._may_match, self._parts, target)):
+                yield symbol, target
+
+    def _may_match(self, part: _Nodes, nodes: frozenset[int]) -> bool:
+        """Whether a text that led a pattern to some nodes may still be as it should."""
+        return _ACCEPT not in nodes if part.never else bool(nodes)
 
     def _after(self, at: int, nodes: frozenset[int]) -> dict[int, frozenset[int]]:
         """Return where each symbol leads one of the patterns; nowhere is left out."""

@@ -4,6 +4,9 @@ Read here, and not by a package or Python's own ``re``: what cannot be promised 
 refused with its place, dialects differ, and no package has ECMA-262's rules.  Where dialects
 read something in several ways (``[]``, ``a{,3}``), it is refused.  What is captured, and
 whether a quantifier is lazy, makes no difference to which texts match.
+
+Lookahead is taken directly behind a ``^`` that all begins with: there it is a pattern of its own
+that the text must match, too, or must not.
 """
 
 from __future__ import annotations
@@ -13,7 +16,18 @@ from typing import Final, NamedTuple
 
 from erllama_py._grammar.charsets import ANY, CharSet, charset, dot, named, without
 
-__all__ = ("AtEnd", "AtStart", "Chars", "Either", "PatternError", "Repeat", "Row", "Tree", "parse")
+__all__ = (
+    "AtEnd",
+    "AtStart",
+    "Chars",
+    "Either",
+    "Pattern",
+    "PatternError",
+    "Repeat",
+    "Row",
+    "Tree",
+    "parse",
+)
 
 MAX_TIMES: Final = 1000
 MAX_DEPTH: Final = 50
@@ -26,8 +40,8 @@ _CODE: Final = re.compile(r"\{([0-9a-fA-F]{1,8})\}")
 _CONTROLS: Final = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13}
 
 _LOOKS: Final = {
-    "?=": ("a lookahead", "put what it asks into a pattern of its own, both in allOf"),
-    "?!": ("a lookahead", "name what is allowed"),
+    "?=": ("a lookahead", "put it behind the ^ at the beginning, or into another pattern in allOf"),
+    "?!": ("a lookahead", "put it behind the ^ at the beginning, or name what is allowed"),
     "?<=": ("a lookbehind", "name what is allowed"),
     "?<!": ("a lookbehind", "name what is allowed"),
     "?>": ("an atomic group", "use (?:...)"),
@@ -96,8 +110,16 @@ class Repeat(NamedTuple):
 Tree = Chars | AtStart | AtEnd | Row | Either | Repeat
 
 
-def parse(pattern: str) -> Tree:
-    """Return the tree of a pattern.
+class Pattern(NamedTuple):
+    """A pattern, and others that a text must match or must not."""
+
+    tree: Tree
+    too: list[Tree]
+    never: list[Tree]
+
+
+def parse(pattern: str) -> Pattern:
+    """Return the trees of a pattern.
 
     :raises PatternError: it is none, or has what is not supported.
     """
@@ -109,12 +131,27 @@ class _Parser:
         self._text = text
         self._at = 0
         self._depth = 0
+        self._never = False
+        """Inside of what must not match: it must be more, and not less."""
 
-    def whole(self) -> Tree:
-        tree = self._either()
+    def whole(self) -> Pattern:
+        ahead: dict[bool, list[Tree]] = {False: [], True: []}
+        at = self._at
+        if self._text.startswith(("^(?=", "^(?!")):
+            self._at += 1
+            while self._text.startswith(("(?=", "(?!"), self._at):
+                at, self._never = self._at, self._text[self._at + 2] == "!"
+                self._at += 3
+                ahead[self._never].append(Row([AtStart(), self._closed(at)]))
+            self._never = False
+            tree: Tree = Row([AtStart(), self._row()])
+            if self._take("|"):
+                raise self._refused(at, "a lookahead in one of several", "put them into (?:...)")
+        else:
+            tree = self._either()
         if self._at < len(self._text):
             raise self._refused(self._at, ") closes nothing", r"write \)")
-        return tree
+        return Pattern(tree, ahead[False], ahead[True])
 
     def _refused(self, at: int, problem: str, mend: str = "") -> PatternError:
         return PatternError(f"{problem}, at character {at + 1}", mend)
@@ -143,7 +180,8 @@ class _Parser:
     def _row(self) -> Tree:
         parts: list[Tree] = []
         while self._at < len(self._text) and self._text[self._at] not in "|)":
-            parts.append(self._repeated(self._atom()))
+            bare = self._text[self._at] in "^$"
+            parts.append(self._repeated(self._atom(), bare=bare))
         return parts[0] if len(parts) == 1 else Row(parts)
 
     def _atom(self) -> Tree:
@@ -155,10 +193,13 @@ class _Parser:
         match char:
             case "^":
                 return AtStart()
+            case "$" if self._never:
+                # To Python, it is also before a last end of line.
+                return Either([AtEnd(), Row([Chars(charset([(10, 10)])), AtEnd()])])
             case "$":
                 return AtEnd()
             case ".":
-                return Chars(dot())
+                return Chars(without(charset([(10, 10)])) if self._never else dot())
             case "(":
                 return self._group(at)
             case "[":
@@ -167,7 +208,7 @@ class _Parser:
                 return Chars(self._escape(at, negated=False))
         return Chars(charset([(ord(char), ord(char))]))
 
-    def _repeated(self, tree: Tree) -> Tree:
+    def _repeated(self, tree: Tree, *, bare: bool) -> Tree:
         at = self._at
         least, most = 1, None
         if self._take("*"):
@@ -180,7 +221,7 @@ class _Parser:
             least, most = self._times(found, at)
         elif not self._take("+"):
             return tree
-        if self._text[at - 1] in "^$" and isinstance(tree, (AtStart, AtEnd)):
+        if bare:
             raise self._refused(at, f"{self._text[at - 1]} cannot be repeated")
         if self._take("+"):
             raise self._refused(at, "quantifiers that give nothing back are not supported")
@@ -206,6 +247,10 @@ class _Parser:
                 raise self._refused(
                     at, "flags of a group are not supported", "write classes, as in [aA]"
                 )
+        return self._closed(at)
+
+    def _closed(self, at: int) -> Tree:
+        """Return what is in a group that was opened."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._refused(at, f"groups more than {MAX_DEPTH} deep")
@@ -265,7 +310,7 @@ class _Parser:
         letter = self._text[self._at : self._at + 1]
         if letter and letter in "dDwWsS":
             self._at += 1
-            return named(letter).possible if negated else named(letter).certain
+            return named(letter).possible if negated != self._never else named(letter).certain
         if not letter:
             raise self._refused(at, "a backslash before nothing", "write two")
         if letter in "0123456789":

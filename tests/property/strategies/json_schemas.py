@@ -12,6 +12,7 @@ PATTERNS = [
     # And a length that some of their texts have, and a greater one.
     *((r"^\d{3}-\d{4}$", 8, 10), (r"^\S+@\S+\.[a-w]{2,3}$", 6, 20), ("[^a]", 3, 9), ("", 2, 5)),
     *((r'^[^"\\]*$', 2, 9), (r"\W", 4, 20), (r"^[^\w\s]\D+$", 2, 9), ("^(a|é|😀)+$", 2, 30)),
+    (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", 3, 9),
     *((r"^.\n[\x00-\x20\x7f]$", 3, 9), ("^(a*)*b|^c$", 1, 9), ("^[\U0001f600-\U0001f64f]+$", 2, 9)),
 ]
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=6)

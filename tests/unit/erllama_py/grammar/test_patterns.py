@@ -40,6 +40,31 @@ def test_what_matches_is_accepted_and_nothing_else(pattern: str, tried: list[str
             assert not wanted.search(text), text
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["(?=%s)", "(?!%s)"]), patterns), min_size=1, max_size=2),
+    patterns,
+    st.lists(texts, min_size=1, max_size=8),
+)
+@example([("(?!%s)", "[-+.]*$")], r"[-+]?\d*\.?\d*$", ["", "-", "-1", "1.", ".", "--1"])
+def test_lookahead_behind_the_start(
+    ahead: list[tuple[str, str]], rest: str, tried: list[str]
+) -> None:
+    pattern = f"^{''.join(form % inner for form, inner in ahead)}(?:{rest})"
+    assume(not re.search(r"[\^$][*+?{]", pattern.replace("^(?", "")))
+    found, wanted = made(pattern), judge(pattern)
+    for text in tried:
+        if accepts(found, text):
+            assert wanted.search(text), text
+        elif not re.search("[\u0663\xe9\n]", text):
+            assert not wanted.search(text), text
+
+
+def test_lookahead_leaves_out_what_dialects_disagree_of() -> None:
+    found = made(r"^(?!.*\w)(?!\S)(?=[^-]).+$")
+    assert accepts(found, " !?")
+    assert not any(accepts(found, text) for text in (" a", " é", " ٣", " \r", "!", "-"))
+
+
 @given(st.lists(patterns, min_size=1, max_size=3), texts, st.integers(0, 4), st.integers(0, 4))
 def test_several_and_a_length_are_all_of_them(
     several: list[str], text: str, least: int, more: int
@@ -130,7 +155,13 @@ def test_lengths_have_their_limit() -> None:
 
 REFUSED: list[tuple[str, str, str]] = [
     ("ab(?=c)", "(?= is a lookahead, which is not supported, at character 3", "allOf"),
-    ("(?!c)", "(?! is a lookahead", "what is allowed"),
+    ("(?!c)", "(?! is a lookahead", "behind the ^"),
+    ("^a(?!c)", "(?! is a lookahead, which is not supported, at character 3", "what is allowed"),
+    ("^(?=a(?!b))a", "(?! is a lookahead, which is not supported, at character 6", ""),
+    ("a|^(?=b)b", "(?= is a lookahead, which is not supported, at character 4", ""),
+    ("^(?=b)b|a", "a lookahead in one of several, at character 2", "(?:...)"),
+    ("^(?=b)*", "* has nothing to repeat, at character 7", ""),
+    ("^(?=b", "( is not closed, at character 2", ""),
     ("a(?<=c)", "(?<= is a lookbehind", "what is allowed"),
     ("a(?<!c)", "(?<! is a lookbehind", "what is allowed"),
     ("(?i)a", "flags of a group", "[aA]"),
@@ -199,6 +230,9 @@ def test_any_text_is_a_pattern_or_refused(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "yes", "no"),
     [
+        # What pydantic says of a Decimal, and a password.
+        (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", ["-0.5", "12", "1.", ".5"], ["", "-", "+.", "1.2.3"]),
+        (r"^(?=.*[a-z])(?=.*\d)[a-z\d]{3,5}$", ["ab1", "1a234"], ["abc", "123", "a1", "abcde1"]),
         (r"^\u{1F600}\ud83d\ude01$", ["😀😁"], ["😀"]),
         (r"^[\u{1F600}-\u{1F602}]$", ["😁"], ["😃"]),
         (r"^[^\ud800-\udfff]$", ["a", "😀"], [""]),
