@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
-from erllama_py._notebook.text import clean, close_fence
+from erllama_py._notebook.harmless import harmless
+from erllama_py._notebook.text import clean
 
 __all__ = ("Aside", "as_markdown", "as_plain")
 
@@ -41,12 +43,18 @@ def _marked(text: str, asides: Iterable[Aside], *, plain: bool) -> Iterator[str]
         yield "\n\n" if number else ""
         if kind == THINKING:
             bar = "| " if plain else "> "
-            quoted = body if plain else close_fence(body.rstrip("\n"))
+            quoted = body if plain else harmless(body.rstrip("\n"))
             yield bar + quoted.replace("\n", f"\n{bar}")
         elif kind == TOOL_CALL:
-            yield f"tool call: {body}" if plain else f"~~~~~~ text\n{body}\n~~~~~~"
+            yield f"tool call: {body}" if plain else harmless(_fenced(body))
         else:
-            yield body if plain else close_fence(body)
+            yield body if plain else harmless(body)
+
+
+def _fenced(text: str) -> str:
+    """Return a text as a block of code, whatever fences it holds."""
+    fence = "~" * max(6, 1 + max(map(len, re.findall("~+", text)), default=0))
+    return f"{fence} text\n{text}\n{fence}"
 
 
 def _parts(text: str, asides: Iterable[Aside]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,8 @@ import json
 from typing import Any, Final
 
 from erllama_py._notebook.asides import THINKING, TOOL_CALL, Aside, as_markdown, as_plain
-from erllama_py._notebook.text import clean, close_fence
+from erllama_py._notebook.harmless import harmless
+from erllama_py._notebook.text import clean
 from erllama_py.types import Ref
 
 __all__ = ("Reply", "bundle")
@@ -156,7 +157,7 @@ def bundle(text: str, form: str) -> dict[str, Any]:
     shown = clean(text)
     match form:
         case "markdown":
-            return {"text/plain": shown, "text/markdown": close_fence(shown)}
+            return {"text/plain": shown, "text/markdown": harmless(shown)}
         case "json":
             value = _json_in(text)
             # Front ends draw a JSON tree of maps and lists only.
