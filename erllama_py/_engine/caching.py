@@ -1,11 +1,11 @@
 """One model's use of the shared cache, on the core's side.
 
 Between a host, which speaks in frames and requests, and the cache, which speaks in
-leases and extents.  Three jobs: answer lookups, enter what was captured, and keep the
-model process supplied with extents to capture into.
+leases and extents: it answers lookups and enters what was captured.  What it is captured
+into: :mod:`~erllama_py._engine.supply`.
 
 Requests are handled on the host's reader thread, except a lookup that waits for a row in
-flight, which may be answered on the cache's timer.  Grants have a thread of their own.
+flight, which may be answered on the cache's timer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from erllama_py._backends.base import BLOCK, BackendInfo
 from erllama_py._cache.grade import Want, streamed, whole_chunk
@@ -21,45 +21,37 @@ from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import Lease, NewLogits, Tail
 from erllama_py._cache.namespace import Namespace
 from erllama_py._cache.policy import should_finish_save
-from erllama_py._cache.ram import Extent
 from erllama_py._cache.store import Cache
 from erllama_py._cache.trie import TOKEN_BYTES
 from erllama_py._engine.frames import (
     Captured,
     Done,
-    Frame,
-    Grants,
     Lookup,
     Plan,
     Restored,
     Saved,
     SavedWhole,
-    Segment,
     Stored,
 )
 from erllama_py._engine.gate import Gate
 from erllama_py._engine.modelfile import ModelFile
 from erllama_py._engine.noted import Beyond, Noted, around
 from erllama_py._engine.spaces import Spaces
+from erllama_py._engine.supply import Supply, Target
 from erllama_py._engine.tiers import home_of
 from erllama_py._engine.transfer import Transfer
 
 if TYPE_CHECKING:
     from erllama_py._cache.divergence import Seen
+    from erllama_py._cache.ram import Extent
     from erllama_py._engine.request import Request
+    from erllama_py._engine.wire import Wire
     from erllama_py.config import GenerateOptions, LoadConfig
 
 __all__ = ("ModelCache",)
 
 SPARE_BLOCKS = 2
 """Granted blocks beyond one batch and one tail per slot."""
-
-
-class Wire(Protocol):
-    """How frames get to the model process; a dead one is not an error here."""
-
-    def send(self, frame: Frame, fd: int | None = None) -> None:
-        """Send a frame, with a descriptor where given."""
 
 
 class ModelCache:
@@ -74,15 +66,12 @@ class ModelCache:
         self.spaces = Spaces(cache, home_of(cache, config))
         self._chunk = 0
         self._threads = 0
-        self._sizes = (0, 0)
-        self._targets = (0, 0)
-        self._blocks: set[Extent] = set()
-        self._logits: set[Extent] = set()
-        self._segments: set[int] = set()
+        self._block_bytes = 0
+        self._logits_bytes = 0
         self._serving: Wire | None = None
-        """The process that is up; ``_life`` is the one that has been granted extents."""
-        self._life: Wire | None = None
-        self._wanted = threading.Event()
+        """The process that is up."""
+        self._supply: Supply | None = None
+        """Its own, once its fingerprint is known."""
         self.gate = Gate()
         # The stub computes nothing, and restoring it is slower than that.
         gated = config.backend_config.backend != "stub"
@@ -122,10 +111,19 @@ class ModelCache:
     def _attach(self, info: BackendInfo, chunk: int, life: Wire) -> None:
         self._chunk = chunk
         self._threads = info.n_threads
-        self._sizes = (info.block_bytes, info.logits_bytes)
+        self._block_bytes, self._logits_bytes = info.block_bytes, info.logits_bytes
         blocks = info.n_batch // BLOCK + info.n_seq_max + SPARE_BLOCKS if info.blocks else 0
-        self._targets = (blocks, 2 * info.n_seq_max + SPARE_BLOCKS)
-        self._segments.clear()
+        supply = Supply(
+            self._cache,
+            life,
+            blocks=Target(blocks, info.block_bytes),
+            logits=Target(2 * info.n_seq_max + SPARE_BLOCKS, info.logits_bytes),
+        )
+        with self._lock:
+            if self._serving is not life:
+                return  # it has ended while its file was hashed
+            self._supply = supply
+        # Only now, since lookups in it need the supply.
         engine = {**info.identity, "file": self._file.content, "backend": info.backend}
         self.spaces.begin(
             Identity(
@@ -135,79 +133,28 @@ class ModelCache:
                 engine=tuple(sorted(engine.items())),
             )
         )
-        with self._lock:
-            if self._serving is not life:
-                return  # it has ended while its file was hashed
-            self._life = life
-        self._top_up(life)  # before the first request, so that its captures find room
-        supplier = threading.Thread(
-            target=self._keep_supplied, args=(life,), name="grants", daemon=True
-        )
-        supplier.start()
+        supply.start()
 
     def detach(self) -> None:
         """Take back what a process that has ended was granted."""
         with self._lock:
-            self._serving = self._life = None
-            granted = self._blocks | self._logits
-            self._blocks.clear()
-            self._logits.clear()
-        self._wanted.set()
-        for extent in granted:
-            self._cache.release(extent)
+            supply, self._supply = self._supply, None
+            self._serving = None
+        if supply is not None:
+            supply.end()
 
     def close(self) -> None:
         """The model is gone for good."""
         self._file.close()
 
     def replenish(self) -> None:
-        """Have spent grants replaced, on a thread of their own.
+        """Have the extents that were captured into replaced."""
+        if (supply := self._supply) is not None:
+            supply.replenish()
 
-        A new segment takes tens of milliseconds to reserve, which no stream should wait.
-        """
-        self._wanted.set()
-
-    def _keep_supplied(self, life: Wire) -> None:
-        while self._life is life:
-            self._wanted.wait()
-            self._wanted.clear()
-            self._top_up(life)
-
-    def _top_up(self, life: Wire) -> None:
-        """Grant extents up to the targets, as far as the quota goes."""
-        blocks = self._grant(self._blocks, self._targets[0], self._sizes[0], life)
-        logits = self._grant(self._logits, self._targets[1], self._sizes[1], life)
-        if blocks or logits:
-            life.send(Grants(blocks, logits))
-
-    def _grant(self, granted: set[Extent], target: int, size: int, life: Wire) -> list[Extent]:
-        fresh: list[Extent] = []
-        while len(granted) < target:
-            reserved = self._cache.reserve(size)
-            if reserved is None:
-                break
-            with self._lock:
-                gone = self._life is not life
-                if not gone:
-                    self._introduce(reserved.segment, life)
-                    granted.add(reserved)
-            if gone:
-                self._cache.release(reserved)
-                return []
-            fresh.append(reserved)
-        return fresh
-
-    def _introduce(self, index: int, life: Wire) -> None:
-        """Send a segment's descriptor before the first extent in it."""
-        if index in self._segments:
-            return
-        fd, size, is_file = self._cache.segment(index)
-        try:
-            life.send(Segment(index, size, is_file), fd)
-        finally:
-            if is_file:
-                os.close(fd)
-        self._segments.add(index)
+    def _spent(self, *extents: Extent) -> None:
+        if (supply := self._supply) is not None:
+            supply.spent(*extents)
 
     @property
     def reader(self) -> Want:
@@ -239,7 +186,7 @@ class ModelCache:
 
         Not without blocks: then rows are whole sequences, and none ends where a head does.
         """
-        return self.namespace is not None and self._sizes[0] > 0
+        return self.namespace is not None and self._block_bytes > 0
 
     def keep_head(self, tokens: bytes) -> None:
         """Protect what every conversation of a kind begins with.
@@ -261,28 +208,28 @@ class ModelCache:
 
     def lookup(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Answer a lookup; where its parent row is being saved, once that is over."""
-        namespace = request.namespace
-        if namespace is None:  # its file is still being hashed
+        namespace, supply = request.namespace, self._supply
+        if namespace is None or supply is None:  # its file is still being hashed
             kind = "sticky" if frame.held else "cold"
             keep = frame.held
             life.send(Plan(frame.id, kind, keep, keep, [], None, canonical=False, captured=0))
             return
         if isinstance(request, Transfer):
-            self._answer_transfer(request, life)
+            self._answer_transfer(request, supply)
             return
         if frame.held:
             self._answer_held(request, frame, life)
             return
         if frame.resume is not None or request.parent_key is None:
-            self._answer(request, frame, life)
+            self._answer(request, frame, supply)
             return
         namespace.await_row(
             request.parent_key,
             self._policy.session_resume_wait_ms / 1000,
-            lambda: self._answer(request, frame, life),
+            lambda: self._answer(request, frame, supply),
         )
 
-    def _answer(self, request: Request, frame: Lookup, life: Wire) -> None:
+    def _answer(self, request: Request, frame: Lookup, supply: Supply) -> None:
         namespace = request.namespace
         assert namespace is not None
         again = frame.resume is not None
@@ -302,7 +249,7 @@ class ModelCache:
         with self._lock:
             # This may run on a timer's thread: meanwhile the request may have ended, or
             # have been sent to the next life of the process, which asks for itself.
-            late = request.life is not life or request.closed
+            late = request.life is not supply.wire or request.closed
             if not late:
                 before, request.lease = request.lease, lease
         if late:
@@ -315,11 +262,9 @@ class ModelCache:
             request.lookup.parented = request.parent_key is not None
         request.restoring = [piece.node_id for piece in lease.pieces]
         try:
-            with self._lock:
-                for piece in lease.pieces:
-                    self._introduce(piece.extent.segment, life)
-                if lease.logits:
-                    self._introduce(lease.logits.extent.segment, life)
+            supply.introduce(piece.extent.segment for piece in lease.pieces)
+            if lease.logits:
+                supply.introduce([lease.logits.extent.segment])
         except KeyError:
             # A file of another process's that is gone, and all that was read from it.
             namespace.quarantine(request.restoring, corrupt=False)
@@ -327,7 +272,7 @@ class ModelCache:
         if not again:
             request.exactness = lease.label
             request.tiers = dict(lease.tiers)
-        life.send(self._plan(frame.id, lease))
+        supply.wire.send(self._plan(frame.id, lease))
 
     def _answer_held(self, request: Request, frame: Lookup, life: Wire) -> None:
         """Its session has its prefix: say what need not be captured of that."""
@@ -344,18 +289,17 @@ class ModelCache:
             Plan(frame.id, "sticky", keep, keep, [], None, canonical=False, captured=lease.captured)
         )
 
-    def _answer_transfer(self, request: Transfer, life: Wire) -> None:
+    def _answer_transfer(self, request: Transfer, supply: Supply) -> None:
         # As if admitted: where it ends the process, the next one is not to have it, too.
         request.admitted = True
-        request.lend(life, self._cache.number())
+        request.lend(supply.wire, self._cache.number())
         request.restoring = [piece.node_id for piece in request.pieces]
         try:
-            with self._lock:
-                for piece in request.pieces if request.mode == "export" else ():
-                    self._introduce(piece.extent.segment, life)
+            if request.mode == "export":
+                supply.introduce(piece.extent.segment for piece in request.pieces)
         except KeyError:
             request.pieces = []  # a file of another process's that is gone
-        life.send(request.plan())
+        supply.wire.send(request.plan())
 
     def preview(
         self, tokens: bytes, options: GenerateOptions, parent_key: bytes | None
@@ -434,7 +378,8 @@ class ModelCache:
             prefix_len=lease.prefix_len,
             keep=lease.keep,
             pieces=lease.pieces,
-            logits=lease.logits and Stored(lease.logits.extent, self._sizes[1], lease.logits.crc),
+            logits=lease.logits
+            and Stored(lease.logits.extent, self._logits_bytes, lease.logits.crc),
             canonical=lease.label == "bit" and lease.keep % self._chunk == 0,
             captured=lease.captured,
         )
@@ -470,8 +415,7 @@ class ModelCache:
         """Enter a block into the request's chain."""
         extent = frame.stored.extent
         self._cache.counters.add("pack_total_ns", frame.pack_ns)
-        with self._lock:
-            self._blocks.discard(extent)
+        self._spent(extent)
         lease = request.lease
         if lease is None or frame.start < lease.captured:
             # Over already, or computed again after a restore that failed.
@@ -489,12 +433,8 @@ class ModelCache:
     def saved(self, request: Request, frame: Saved) -> None:
         """Enter a row."""
         tail = logits = None
-        with self._lock:
-            if frame.tail:
-                self._blocks.discard(frame.tail.stored.extent)
-            if frame.logits:
-                self._logits.discard(frame.logits.extent)
         if frame.tail:
+            self._spent(frame.tail.stored.extent)
             self._cache.counters.add("pack_total_ns", frame.tail.pack_ns)
             stored = frame.tail.stored
             tail = Tail(
@@ -505,7 +445,7 @@ class ModelCache:
                 frame.tail.grade,
             )
         if frame.logits:
-            logits = NewLogits(frame.logits.extent, frame.logits.crc, frame.canonical)
+            logits = self._logits_of(frame.logits, canonical=frame.canonical)
         lease = request.lease
         if lease is None:
             for part in (tail, logits):
@@ -523,9 +463,7 @@ class ModelCache:
         lease, namespace = request.lease, request.namespace
         logits = None
         if frame.logits:
-            with self._lock:
-                self._logits.discard(frame.logits.extent)
-            logits = NewLogits(frame.logits.extent, frame.logits.crc, frame.canonical)
+            logits = self._logits_of(frame.logits, canonical=frame.canonical)
         try:
             extent = self._cache.reserve(frame.nbytes) if lease and namespace else None
             if extent is not None:
@@ -542,6 +480,10 @@ class ModelCache:
             namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc)
         if lease.add_row(tokens, frame.reason, logits=logits):
             request.saved = max(request.saved, frame.length)
+
+    def _logits_of(self, stored: Stored, *, canonical: bool) -> NewLogits:
+        self._spent(stored.extent)
+        return NewLogits(stored.extent, stored.crc, canonical)
 
     def count_packing(self, took_ns: int) -> None:
         """Count the time of a packing that is no request's save."""

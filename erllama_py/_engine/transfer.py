@@ -23,25 +23,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from erllama_py._cache.lease import Piece
 from erllama_py._cache.ram import Extent
-from erllama_py._engine.frames import Done, Forget, Frame, Packed, PackedPart, Plan, Segment
+from erllama_py._engine.frames import Done, Forget, Packed, PackedPart, Plan, Segment
 from erllama_py._engine.request import Request
 from erllama_py._engine.tokenbytes import unpack_tokens
 from erllama_py.config import GenerateOptions
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Event
 
+if TYPE_CHECKING:
+    from erllama_py._engine.wire import Wire
+
 __all__ = ("Payload", "Transfer")
-
-
-class Wire(Protocol):
-    """How frames get to the model process."""
-
-    def send(self, frame: Frame, fd: int | None = None) -> None:
-        """Send a frame, with a descriptor where given."""
 
 
 class Payload(NamedTuple):
