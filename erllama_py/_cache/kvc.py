@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -62,6 +61,7 @@ __all__ = (
     "HITS_OFFSET",
     "MODES",
     "REASONS",
+    "VERSION",
     "BadKvc",
     "Facts",
     "Kvc",
@@ -83,6 +83,7 @@ HEADER_BYTES: Final = 48
 FIXED_BYTES: Final = 72
 HITS_OFFSET: Final = 12
 VERSION: Final = 1
+"""The only one there is."""
 
 REASONS: Final = ("unknown", "cold", "continued", "evict", "shutdown", "finish")
 MODES: Final = ("safe", "gguf_chunked", "fast_unsafe")
@@ -146,26 +147,6 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """Identity of the engine that computed the payload; empty where nobody said."""
     grade: str = ""
 
-    @classmethod
-    def from_map(cls, given: Mapping[str, Any]) -> Meta:
-        """Read the original's build map: ``tokens`` are ids, texts ``bytes``.
-
-        Unknown keys are ignored.
-
-        :raises ErllamaError: ``{missing_key, K}`` for the first that is not there.
-        :raises BadCall: a value is of the wrong kind.
-        """
-        for name in _NEEDED:
-            if name not in given:
-                raise ErllamaError(
-                    (Atom("missing_key"), Atom(name)), f"{name} is missing", f"give {name}"
-                )
-        for name, fits in _KINDS.items():
-            if name in given and not fits(given[name]):
-                raise BadCall("function_clause", f"{name} cannot be {given[name]!r}")
-        known = {name: given[name] for name in _KINDS if name in given}
-        return cls(**{**known, "tokens": keys.encode_tokens(known["tokens"])})
-
 
 class Facts(NamedTuple):
     """What the bytes before a payload say."""
@@ -181,42 +162,6 @@ class Facts(NamedTuple):
     def size(self) -> int:
         """Bytes of the whole file."""
         return self.payload_offset + self.payload_length
-
-    def info(self) -> dict[str, Any]:
-        """Return the original's map of a parsed file, and ``engine`` and ``grade`` of ours.
-
-        :meth:`Meta.from_map` takes it back.
-        """
-        meta = self.meta
-        found = {
-            "magic": b"KVC",
-            "version": VERSION,
-            "save_reason": Atom(meta.save_reason),
-            "quant_bits": meta.quant_bits,
-            "cached_token_count": self.token_count,
-            "hit_count": meta.hit_count,
-            "context_size": meta.context_size,
-            "creation_time": meta.creation_time,
-            "last_used_time": meta.last_used_time,
-            "payload_byte_count": self.payload_length,
-            "payload_offset": self.payload_offset,
-            "payload_length": self.payload_length,
-            "payload_crc32c": self.payload_crc,
-            "prompt_text": meta.prompt_text,
-            "fingerprint": meta.fingerprint,
-            "fingerprint_mode": Atom(meta.fingerprint_mode),
-            "quant_type": Atom(meta.quant_type),
-            "ctx_params_hash": meta.ctx_params_hash,
-            "tokens": keys.decode_tokens(meta.tokens),
-        }
-        optional = {
-            "hostname": meta.hostname,
-            "erllama_version": meta.erllama_version,
-            "save_reason_detail": meta.save_reason_detail,
-            "engine": meta.engine,
-            "grade": Atom(meta.grade),
-        }
-        return {**found, **{name: value for name, value in optional.items() if value}}
 
 
 class Kvc(NamedTuple):
@@ -547,51 +492,3 @@ def _words(reason: Any) -> str:
     if not isinstance(reason, tuple):
         return str(reason)
     return " ".join(part.hex() if isinstance(part, bytes) else str(part) for part in reason)
-
-
-# -- the build map ------------------------------------------------------------------------
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, bytes) and len(value) == keys.HASH_BYTES
-
-
-def _is_tokens(value: object) -> bool:
-    return isinstance(value, list) and all(type(token) is int for token in value)
-
-
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, bytes)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-_NEEDED: Final = (
-    *("save_reason", "quant_bits", "fingerprint", "fingerprint_mode", "quant_type"),
-    *("ctx_params_hash", "tokens", "context_size"),
-)
-_KINDS: Final[dict[str, Callable[[object], bool]]] = {
-    "save_reason": REASONS.__contains__,
-    "quant_bits": _is_number,
-    "fingerprint": _is_hash,
-    "fingerprint_mode": MODES.__contains__,
-    "quant_type": _is_text,
-    "ctx_params_hash": _is_hash,
-    "tokens": _is_tokens,
-    "context_size": _is_number,
-    "creation_time": _is_number,
-    "last_used_time": _is_number,
-    "hit_count": _is_number,
-    "prompt_text": _is_bytes,
-    "hostname": _is_bytes,
-    "erllama_version": _is_bytes,
-    "save_reason_detail": _is_bytes,
-    "engine": _is_bytes,
-    "grade": _is_text,
-}

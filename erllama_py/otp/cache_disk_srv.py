@@ -18,7 +18,7 @@ from erllama_py._cache.reservations import TTL_NS
 from erllama_py._engine import exchange
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.otp._index import Index, index, key_argument, made
-from erllama_py.otp._meta import meta_of
+from erllama_py.otp._maps import info_of, meta_of
 from erllama_py.otp._servers import Server, ServerWatcher, TierPid, directory_of
 from erllama_py.otp._servers import watch as _watch
 from erllama_py.types import Atom
@@ -175,7 +175,7 @@ def load(server: Any, key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
         here.forget(key, path)
         raise
     if found is not None:
-        return found.facts.info(), bytes(found.payload)
+        return info_of(found.facts), bytes(found.payload)
     here.forget(key, path)
     row = here.source.row(key)
     if row is not None and row.tier == where.kind:
@@ -195,7 +195,7 @@ def exported(key: bytes) -> tuple[dict[str, Any], bytes] | Atom:
             return Atom("miss")
         raise
     prefix = kvc.prefix(meta, payload)
-    return kvc.parse_meta(prefix, len(prefix) + len(payload)).info(), payload
+    return info_of(kvc.parse_meta(prefix, len(prefix) + len(payload))), payload
 
 
 def delete(server: Any, key: bytes) -> Atom:

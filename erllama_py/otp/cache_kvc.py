@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from erllama_py._cache import kvc
-from erllama_py.otp._meta import meta_of
+from erllama_py.otp._maps import info_of, meta_of
 
 __all__ = ("build", "parse", "parse_meta")
 
@@ -26,7 +26,7 @@ def parse(data: bytes, expected_key: bytes) -> tuple[dict[str, Any], bytes]:
     :raises ErllamaError: one of the original's reasons.
     """
     parsed = kvc.parse(data, expected_key)
-    return parsed.facts.info(), bytes(parsed.payload)
+    return info_of(parsed.facts), bytes(parsed.payload)
 
 
 def parse_meta(data: bytes) -> dict[str, Any]:
@@ -34,4 +34,4 @@ def parse_meta(data: bytes) -> dict[str, Any]:
 
     :raises ErllamaError: one of the original's reasons.
     """
-    return kvc.parse_meta(data).info()
+    return info_of(kvc.parse_meta(data))

@@ -17,7 +17,7 @@ from erllama_py._cache.lease import REASONS
 from erllama_py._cache.writer import DEFAULT_TIMEOUT_MS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.otp._index import index
-from erllama_py.otp._meta import meta_of
+from erllama_py.otp._maps import meta_of
 from erllama_py.otp.cache_disk_srv import save_reserved
 from erllama_py.types import Atom
 

@@ -11,7 +11,7 @@ import pytest
 from erllama_py._cache import kvc
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.key import encode_tokens, make
-from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.errors import BadCall
 
 META = kvc.Meta(
     save_reason="cold",
@@ -84,33 +84,6 @@ def test_what_is_built_is_read_back():
     assert parsed.facts == kvc.Facts(META, 3, 210, 7, 0xF4E36970)
     assert parsed.payload == b"payload"
     assert parsed.facts.size == 217
-
-
-def test_info_has_the_originals_keys():
-    info = kvc.parse_meta(EXAMPLE).info()
-    assert info == {
-        "magic": b"KVC",
-        "version": 1,
-        "save_reason": "cold",
-        "quant_bits": 16,
-        "cached_token_count": 3,
-        "hit_count": 0,
-        "context_size": 4096,
-        "creation_time": 1000,
-        "last_used_time": 1000,
-        "payload_byte_count": 7,
-        "payload_offset": 210,
-        "payload_length": 7,
-        "payload_crc32c": 0xF4E36970,
-        "prompt_text": b"hi",
-        "fingerprint": b"\xaa" * 32,
-        "fingerprint_mode": "safe",
-        "quant_type": "f16",
-        "ctx_params_hash": b"\xbb" * 32,
-        "tokens": [1, 2, 3],
-        "hostname": b"h",
-        "erllama_version": b"0.3.0",
-    }
 
 
 @pytest.mark.parametrize("reason", kvc.REASONS)
@@ -233,40 +206,6 @@ def test_a_payload_is_copied_once_to_build_and_else_not_at_all():
     assert peak_of(lambda: kvc.prefix(META, payload)) < 1 << 20
     assert peak_of(lambda: kvc.build(META, payload)) < 9 << 20
     assert peak_of(lambda: kvc.parse(data, KEY)) < 1 << 20
-
-
-MAP = {
-    "save_reason": "cold",
-    "quant_bits": 16,
-    "fingerprint": b"\xaa" * 32,
-    "fingerprint_mode": "safe",
-    "quant_type": "f16",
-    "ctx_params_hash": b"\xbb" * 32,
-    "tokens": [1, 2, 3],
-    "context_size": 4096,
-}
-
-
-def test_a_build_map_becomes_a_meta():
-    given = {**MAP, "creation_time": 1000, "last_used_time": 1000, "prompt_text": b"hi"}
-    given |= {"hostname": b"h", "erllama_version": b"0.3.0", "unknown": object()}
-    assert kvc.Meta.from_map(given) == META
-
-
-@pytest.mark.parametrize("name", MAP)
-def test_a_build_map_without_a_key_is_refused(name: str):
-    with pytest.raises(ErllamaError) as caught:
-        kvc.Meta.from_map({key: value for key, value in MAP.items() if key != name})
-    assert caught.value.reason == ("missing_key", name)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("fingerprint", b"short"), ("tokens", [1.0]), ("quant_bits", "16"), ("save_reason", "warm")],
-)
-def test_a_build_map_with_a_wrong_value_is_a_bad_call(name: str, value: object):
-    with pytest.raises(BadCall, match=name):
-        kvc.Meta.from_map({**MAP, name: value})
 
 
 def test_what_could_not_be_read_back_is_not_built():

@@ -15,6 +15,7 @@ import pytest
 
 from erllama_py import api
 from erllama_py._cache import kvc
+from erllama_py._cache.key import decode_tokens
 from erllama_py._cache.kvcfile import KvcDirectory
 from erllama_py._engine.exchange import export
 from erllama_py._engine.registry import core
@@ -91,7 +92,7 @@ def test_an_exported_row_is_one_payload_of_exactly_its_tokens(whole: bool, tmp_p
         assert path == tmp_path / "rows" / f"{key.hex()}.kvc"
         (facts, payload) = kvc.parse(path.read_bytes(), key)
         assert bytes(payload) == struct.pack("<300I", *PROMPT)
-        assert facts.info()["tokens"] == PROMPT
+        assert decode_tokens(facts.meta.tokens) == PROMPT
         assert facts.meta.engine == core().host(model).cache.namespace.description
         assert facts.meta.grade[:1] in ("P", "S")
         assert (facts.meta.save_reason, facts.meta.quant_bits) == ("cold", 16)

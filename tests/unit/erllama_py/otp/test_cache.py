@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from erllama_py._cache import kvc
 from erllama_py._cache.counters import NAMES
 from erllama_py._cache.key import encode_tokens
 from erllama_py._cache.reservations import TTL_NS
@@ -427,13 +426,12 @@ def test_a_damaged_file_takes_its_row_along(lab: Lab, disk: Atom, tmp_path: Path
 
 def test_a_scan_brings_the_index_up_to_date(lab: Lab, disk: Atom, tmp_path: Path):
     first = cache_disk_srv.save(disk, META, b"payload")[0]
-    meta = kvc.Meta.from_map(meta_of(9))
-    path = tmp_path / "rows" / f"{kvc.key_of(meta).hex()}.kvc"
-    path.write_bytes(kvc.build(meta, b"other"))
+    path = tmp_path / "rows" / f"{key_of(9).hex()}.kvc"
+    path.write_bytes(cache_kvc.build(meta_of(9), b"other") + b"other")
     (tmp_path / "rows" / f"{first.hex()}.kvc").unlink()
     data = path.read_bytes()
-    assert cache_disk_srv.scan(disk) == [(kvc.key_of(meta), data[:48], len(data))]
-    assert [row[0] for row in cache_meta_srv.dump()] == [kvc.key_of(meta)]
+    assert cache_disk_srv.scan(disk) == [(key_of(9), data[:48], len(data))]
+    assert [row[0] for row in cache_meta_srv.dump()] == [key_of(9)]
 
 
 def test_only_what_was_written_is_published(lab: Lab, disk: Atom, tmp_path: Path):
