@@ -17,9 +17,13 @@ for people: it names the input and the mend.
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+from typing import TYPE_CHECKING, Any
 
 from erllama_py.types import Atom
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ("BadCall", "ErllamaError", "ModelGone", "NotSupported")
 
@@ -73,6 +77,16 @@ class NotSupported(ErllamaError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._what,)
+
+
+def system_reason(error: OSError) -> Atom:
+    """Return the Erlang name of a system error: ``enoent``, ``enospc``."""
+    return Atom(errno.errorcode.get(error.errno or 0, "eio").lower())
+
+
+def refusal_of(error: OSError, path: Path) -> ErllamaError:
+    """Return a system error as what a call about a file raises."""
+    return ErllamaError(system_reason(error), f"{path}: {error.strerror}")
 
 
 def describe(reason: Any) -> str:

@@ -31,33 +31,25 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from erllama_py._cache import kvc
-from erllama_py._cache.checksum import crc
 from erllama_py._cache.kvc import BadKvc, Facts, Kvc, Meta
-from erllama_py.errors import ErllamaError
+from erllama_py._cache.kvcrow import ROW_NAME, Entry, check_entry, is_damage, opened, read_entry
+from erllama_py.errors import ErllamaError, refusal_of, system_reason
 from erllama_py.types import Atom
 
 __all__ = (
-    "Entry",
     "Foreign",
     "KvcDirectory",
     "Saved",
     "Scan",
     "Staged",
-    "opened_row",
-    "reason_of",
-    "touch_hits",
 )
 
-_ROW: Final = re.compile(r"[0-9a-f]{64}\.kvc")
 _PART: Final = re.compile(r"[0-9a-f]{64}\.kvc\.\d+\.\d+\.part")
-
-_CHUNK: Final = 1 << 20
-"""Bytes read at a time where a payload is only summed."""
 
 # The clock keeps a name from coming back when a process id does.
 _numbers: Final = itertools.count(time.time_ns())
@@ -90,20 +82,6 @@ class Saved(NamedTuple):
     """Bytes of the file."""
     adopted: bool
     """Whether the file was there before, and is not what was to be saved."""
-
-
-class Entry(NamedTuple):
-    """A row found in a file; its payload is not checked yet."""
-
-    key: bytes
-    path: Path
-    header: bytes
-    facts: Facts
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.facts.size
 
 
 class Foreign(NamedTuple):
@@ -147,7 +125,7 @@ class KvcDirectory:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ErllamaError(
-                (Atom("cannot_create_dir"), os.fsencode(path), reason_of(error)),
+                (Atom("cannot_create_dir"), os.fsencode(path), system_reason(error)),
                 f"cannot create {path}: {error.strerror}",
                 "name a directory you may write to",
             ) from error
@@ -204,7 +182,7 @@ class KvcDirectory:
         except BaseException as error:
             self._drop(tmp, size, fd)
             if isinstance(error, OSError):
-                _refuse(error, tmp)
+                raise refusal_of(error, tmp) from error
             raise
         return Staged(key, tmp, final, prefix, size, meta.engine, fd)
 
@@ -223,7 +201,7 @@ class KvcDirectory:
                 return Saved(staged.key, staged.final, there.header, there.size, adopted=True)
             self._check_published(staged)
         except OSError as error:
-            _refuse(error, staged.final)
+            raise refusal_of(error, staged.final) from error
         finally:
             self._drop(staged.tmp, staged.size, staged.fd)
         self._remember(staged.key, staged.size)
@@ -252,7 +230,7 @@ class KvcDirectory:
         try:
             there = self.check(staged.key)
         except BadKvc as error:
-            if not _is_damage(error):
+            if not is_damage(error):
                 raise FileExistsError(errno.EEXIST, "taken by another version's row") from error
             self._on_corrupt()
             return None
@@ -287,13 +265,13 @@ class KvcDirectory:
         :raises ErllamaError: the system's reason.
         """
         try:
-            with _opened(self.path_of(key)) as fd, open(fd, "rb", closefd=False) as file:
+            with opened(self.path_of(key)) as fd, open(fd, "rb", closefd=False) as file:
                 data = file.read()
         except FileNotFoundError:
             self._forget(key)
             return None
         except OSError as error:
-            _refuse(error, self.path_of(key))
+            raise refusal_of(error, self.path_of(key)) from error
         try:
             return kvc.parse(data, key)
         except BadKvc as error:
@@ -306,13 +284,13 @@ class KvcDirectory:
         :raises BadKvc: it was damaged, and is deleted now.
         """
         try:
-            found = self._read(self.path_of(key))
+            found = read_entry(self.path_of(key))
             kvc.check_key(found.facts, key)
         except FileNotFoundError:
             self._forget(key)
             return None
         except OSError as error:
-            _refuse(error, self.path_of(key))
+            raise refusal_of(error, self.path_of(key)) from error
         except BadKvc as error:
             self._remove_damaged(key, error)
             raise
@@ -325,13 +303,9 @@ class KvcDirectory:
         :raises OSError: it cannot be read.
         """
         try:
-            with _opened(self.path_of(key)) as fd:
-                found = _read_facts(fd, self.path_of(key))
-                kvc.check_key(found.facts, key)
-                kvc.check_crc(found.facts, _payload_crc(fd, found.facts))
+            return check_entry(self.path_of(key), key)
         except FileNotFoundError:
             return None
-        return found
 
     def delete(self, key: bytes) -> int:
         """Delete a row, if it is there; return the bytes this freed."""
@@ -342,16 +316,12 @@ class KvcDirectory:
         except FileNotFoundError:
             size = 0
         except OSError as error:
-            _refuse(error, path)
+            raise refusal_of(error, path) from error
         self._forget(key)
         return size
 
-    def _read(self, path: Path) -> Entry:
-        with _opened(path) as fd:
-            return _read_facts(fd, path)
-
     def _remove_damaged(self, key: bytes, error: BadKvc) -> None:
-        if _is_damage(error):
+        if is_damage(error):
             self._on_corrupt()
             with contextlib.suppress(OSError):
                 self.delete(key)
@@ -373,7 +343,7 @@ class KvcDirectory:
         try:
             paths = sorted(self.dir.iterdir())
         except OSError as error:
-            _refuse(error, self.dir)
+            raise refusal_of(error, self.dir) from error
         for path in paths:
             if _PART.fullmatch(path.name):
                 if _is_left_over(path):
@@ -390,14 +360,14 @@ class KvcDirectory:
 
     def _scan_row(self, path: Path, found: Scan) -> None:
         try:
-            entry = self._read(path)
+            entry = read_entry(path)
             self._check_name(entry)
         except FileNotFoundError:
             return
         except OSError as error:
-            found.foreign.append(Foreign(path, reason_of(error)))
+            found.foreign.append(Foreign(path, system_reason(error)))
         except BadKvc as error:
-            if not (_ROW.fullmatch(path.name) and _is_damage(error)):
+            if not (ROW_NAME.fullmatch(path.name) and is_damage(error)):
                 found.foreign.append(Foreign(path, error.reason))
                 return
             self._on_corrupt()
@@ -440,76 +410,6 @@ class KvcDirectory:
             self._on_bytes(-size)
 
 
-@contextlib.contextmanager
-def opened_row(path: Path) -> Iterator[tuple[int, Entry]]:
-    """Open the file of one row, of any name, and read all but its payload.
-
-    A name that is a key must be the row's own.  Yields its descriptor too.
-
-    :raises BadKvc: it is not a whole file, or not the one its name says.
-    :raises ErllamaError: the system's reason.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            fd = stack.enter_context(_opened(path.resolve()))
-            entry = _read_facts(fd, path)
-        except OSError as error:
-            _refuse(error, path)
-        if _ROW.fullmatch(path.name):
-            kvc.check_key(entry.facts, bytes.fromhex(path.stem))
-        yield fd, entry
-
-
-def touch_hits(path: Path, hits: int) -> None:
-    """Write a row's hit count into its file.  Best effort: the file may be gone."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.pwrite(fd, (hits & 0xFFFFFFFF).to_bytes(4, "little"), kvc.HITS_OFFSET)
-        finally:
-            os.close(fd)
-
-
-def reason_of(error: OSError) -> Atom:
-    """Return the Erlang name of a system error: ``enoent``, ``enospc``."""
-    return Atom(errno.errorcode.get(error.errno or 0, "eio").lower())
-
-
-def _refuse(error: OSError, path: Path) -> NoReturn:
-    raise ErllamaError(reason_of(error), f"{path}: {error.strerror}") from error
-
-
-def _is_damage(error: BadKvc) -> bool:
-    """Whether a file is of no use to anybody, as opposed to a later version's."""
-    reason = error.reason
-    return not (isinstance(reason, tuple) and reason[0] == "unsupported_version")
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    # A FIFO of that name must not make anyone wait.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _read_facts(fd: int, path: Path) -> Entry:
-    size = os.fstat(fd).st_size
-    head = os.pread(fd, kvc.FIXED_BYTES, 0)
-    data = os.pread(fd, kvc.prefix_length(head, size), 0)
-    facts = kvc.parse_meta(data, size)
-    return Entry(kvc.key_of(facts.meta), path, data[: kvc.HEADER_BYTES], facts)
-
-
-def _payload_crc(fd: int, facts: Facts) -> int:
-    total = 0
-    for at in range(facts.payload_offset, facts.size, _CHUNK):
-        total = crc(os.pread(fd, min(_CHUNK, facts.size - at), at), total)
-    return total
-
-
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
@@ -527,7 +427,7 @@ def _sync_directory(path: Path) -> None:
 def _is_left_over(path: Path) -> bool:
     """Remove a temporary file nobody is writing any more; return whether it was one."""
     try:
-        with _opened(path) as fd:
+        with opened(path) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     except OSError:

@@ -11,7 +11,6 @@ own: its effective fingerprint is part of every key.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ from erllama_py._machine.adapter_file import (
     examine,
     stamp_of,
 )
-from erllama_py.errors import BadCall, ErllamaError
+from erllama_py.errors import BadCall, ErllamaError, system_reason
 from erllama_py.types import Ref, next_serial
 
 __all__ = ("Adapters", "Attached", "Scales")
@@ -165,9 +164,8 @@ class Adapters:
             if self._model_path:
                 check_lora(path, self._model_path)
         except OSError as error:
-            reason = errno.errorcode.get(error.errno or 0, "badarg").lower()
             raise ErllamaError(
-                reason, f"{path} cannot be read: {error.strerror}", "check the path"
+                system_reason(error), f"{path} cannot be read: {error.strerror}", "check the path"
             ) from error
         except NotThisModel as error:
             raise ErllamaError(

@@ -26,9 +26,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from erllama_py._cache import kvc, kvcfile
+from erllama_py._cache import kvc
 from erllama_py._cache.key import TOKEN_BYTES
 from erllama_py._cache.kvc import Meta
+from erllama_py._cache.kvcrow import opened_row
 from erllama_py._cache.lease import REASONS, Tail
 from erllama_py._cache.namespace import HeldRow, Namespace
 from erllama_py._cache.ram import Extent
@@ -199,7 +200,7 @@ def import_file(path: Path, *, trust: bool = False, timeout_s: float = TIMEOUT_S
         file cannot be read.
     :raises ModelGone: the model ended meanwhile.
     """
-    with kvcfile.opened_row(path) as (fd, entry):
+    with opened_row(path) as (fd, entry):
         facts = entry.facts
         host, namespace = _taker(facts.meta, trust=trust)
         payload = Payload(fd, facts.payload_offset, facts.payload_length, facts.payload_crc)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from erllama_py._cache.kvc import BadKvc
-from erllama_py._cache.kvcfile import Entry, KvcDirectory, Saved, touch_hits
+from erllama_py._cache.kvcfile import KvcDirectory, Saved
+from erllama_py._cache.kvcrow import Entry, touch_hits
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.reservations import SWEEP_S, ExternalRow, Published, Recover, Table
 from erllama_py._cache.store import Cache

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, Protocol
 from erllama_py._cache import kvc
 from erllama_py._cache.counters import Counters
 from erllama_py._cache.filetier import FileTier
-from erllama_py._cache.kvcfile import reason_of
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Row
 from erllama_py._cache.store import Cache, tier_of
 from erllama_py._engine.tiers import start_tier
-from erllama_py.errors import ErllamaError
+from erllama_py.errors import ErllamaError, system_reason
 from erllama_py.types import Atom
 
 __all__ = ("CacheSource", "CachedRow", "Source")
@@ -178,7 +177,7 @@ class CacheSource:
             tier = start_tier(self.cache, kind, name, path)
         except OSError as error:
             raise ErllamaError(
-                (Atom("cannot_create_dir"), os.fsencode(path), reason_of(error)),
+                (Atom("cannot_create_dir"), os.fsencode(path), system_reason(error)),
                 f"cannot use {path}: {error.strerror}",
                 "name a directory you may write to",
             ) from error

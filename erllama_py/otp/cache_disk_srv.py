@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from erllama_py._cache import kvc, kvcfile
+from erllama_py._cache import kvc, kvcrow
 from erllama_py._cache.kvc import BadKvc, Meta
 from erllama_py._cache.kvcfile import KvcDirectory, Saved, Staged
 from erllama_py._cache.reservations import TTL_NS
@@ -256,7 +256,7 @@ def touch_hits(path: Any, hits: int) -> Atom:
         raise BadCall("function_clause", f"{hits!r} is no number of hits")
     here = index()
     if any(_is_row_of(server, where) for server in here.servers.all()):
-        kvcfile.touch_hits(where, hits)
+        kvcrow.touch_hits(where, hits)
     return _OK
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from erllama_py._cache import kvc, kvcfile
+from erllama_py._cache import kvc, kvcfile, kvcrow
 from erllama_py._cache.key import encode_tokens
-from erllama_py._cache.kvcfile import KvcDirectory, touch_hits
+from erllama_py._cache.kvcfile import KvcDirectory
+from erllama_py._cache.kvcrow import touch_hits
 from erllama_py.errors import ErllamaError
 from tests.killserver import KillServer
 from tests.kvc_kills import META, PAYLOAD
@@ -165,7 +166,7 @@ def test_the_bytes_are_durable_before_the_name_and_the_name_before_the_answer(
     spy(os, "link")
     spy(Path, "unlink")
     spy(kvcfile, "_sync_directory")
-    spy(kvcfile, "_payload_crc")
+    spy(kvcrow, "payload_crc")
     watched.dir.save(META, b"payload")
     order = ["write", "write", "sync_data", "link", "unlink", "sync_directory", "payload_crc"]
     assert seen[: len(order)] == order
