@@ -53,17 +53,20 @@ class CallContext:
     caller: Pid
     group_leader: Pid
     process: Process | None = None
-    """Our process that stands for the call; None for calls through ``rex``."""
+    """Our process that the caller watches while it waits, if any."""
+    watch: Reference | None = None
+    """The caller's monitor on it."""
 
     def on_abandoned(self, callback: Callable[[], object]) -> None:
         """Call back when the caller stops waiting (its call timed out, or it exited).
 
         A real node runs the function to its end all the same, so nothing is cancelled
         here: what takes long and is wanted by nobody else should be, by this callback.
-        Never called for calls through ``rex``, whose callers cannot be seen to leave.
+        Called at once where it has stopped already.  Never called where nobody waits for
+        an answer (a cast), or the caller does not watch us.  In the event loop's thread.
         """
-        if self.process is not None:
-            self.process.on_unwatched = callback
+        if self.process is not None and self.watch is not None:
+            self.process.on_left(self.watch, callback)
 
 
 ApplyHandler = Callable[[CallContext, str, str, list[Any]], Awaitable[Any] | Any]

@@ -20,12 +20,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from erl_bridge.etf import Atom, EncodeError, ImproperList, Pid, Reference, encode
 from erl_bridge.proto.control import Op
-from erl_bridge.runtime.calls import EXIT, RETURN, THROW, Outcome, failure, finish
+from erl_bridge.runtime.calls import (
+    EXIT,
+    RETURN,
+    THROW,
+    CallContext,
+    Outcome,
+    failure,
+    finish,
+)
 from erl_bridge.runtime.peer import Peer, Request
 from erl_bridge.runtime.process import Process
 
@@ -99,6 +107,13 @@ class Caller:
         """
         self.node.run_in_loop(self._reply, encode((self.tag, term)))
 
+    def context(self, group_leader: Pid | None = None) -> CallContext:
+        """Return who calls as functions of a node are told.  In the event loop's thread."""
+        process = self._server.process
+        watch = next(filter(process.watched, self._monitors()), None)
+        leader = self.pid if group_leader is None else group_leader
+        return CallContext(self.node, self.peer, self.pid, leader, process, watch)
+
     def fail(self, reason: Any) -> None:
         """Make the caller's call exit with ``reason``, as if the server had died.  Any thread.
 
@@ -116,12 +131,16 @@ class Caller:
 
     def _fail(self, reason: bytes) -> None:
         process = self._server.process
+        for ref in self._monitors():
+            if process.fire_monitor(ref, reason):
+                return
+
+    def _monitors(self) -> Iterator[Reference]:
+        """Give what may be the caller's monitor on the server."""
         refs = [alias_of(self.tag), self.tag]
         if isinstance(self.tag, ImproperList):
             refs.append(self.tag.tail)
-        for ref in refs:
-            if isinstance(ref, Reference) and process.fire_monitor(ref, reason):
-                return
+        return (ref for ref in refs if isinstance(ref, Reference))
 
 
 class GenHandler:

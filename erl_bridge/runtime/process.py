@@ -60,10 +60,10 @@ class Process:
         self.on_message = on_message
         self.on_exit = on_exit
         self.on_exit_request = on_exit_request
-        self.on_unwatched: Callable[[], object] | None = None
-        """Called when the last monitor of a peer is taken back."""
         self._node = node
         self._monitors: dict[Reference, tuple[Peer, Pid, Pid | Atom]] = {}
+        self._left: dict[Reference, Callable[[], object]] = {}
+        """What to call when one of the monitors is taken back."""
         self._watchers: dict[Reference, tuple[Any, OnDown]] = {}
         self._links: dict[Pid, Peer] = {}
 
@@ -115,8 +115,23 @@ class Process:
         if entry is None:
             return
         entry[0].monitors.pop(ref, None)
-        if not self._monitors and self.on_unwatched is not None:
-            _guarded(self.on_unwatched)
+        if callback := self._left.pop(ref, None):
+            _guarded(callback)
+
+    def watched(self, ref: Reference) -> bool:
+        """Whether a peer has this monitor on it."""
+        return ref in self._monitors
+
+    def on_left(self, ref: Reference, callback: Callable[[], object]) -> None:
+        """Call back when a monitor is taken back: who set it does not wait any more.
+
+        At once where there is no such monitor (any more).  Not called where the monitor
+        fires.
+        """
+        if ref in self._monitors:
+            self._left[ref] = callback
+        else:
+            _guarded(callback)
 
     def fire_monitor(self, ref: Reference, reason: bytes) -> bool:
         """Tell one monitor that the process is down, though it lives on.
@@ -129,6 +144,7 @@ class Process:
         entry = self._monitors.pop(ref, None)
         if entry is None:
             return False
+        self._left.pop(ref, None)
         peer, watcher, item = entry
         peer.monitors.pop(ref, None)
         peer.signal_encoded(Op.PAYLOAD_MONITOR_P_EXIT, (item, watcher, ref), reason)
@@ -183,6 +199,7 @@ class Process:
             peer.monitors.pop(ref, None)
             peer.signal_encoded(Op.PAYLOAD_MONITOR_P_EXIT, (item, watcher, ref), encoded)
         self._monitors.clear()
+        self._left.clear()
         for pid, peer in list(self._links.items()):
             peer.links.discard((self, pid))
             peer.signal_encoded(Op.PAYLOAD_EXIT, (self.pid, pid), encoded)

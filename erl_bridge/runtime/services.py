@@ -62,7 +62,7 @@ class Rex(GenHandler):
                     Pid() as leader,
                 )
             ):
-                context = CallContext(self._node, caller.peer, caller.pid, leader)
+                context = caller.context(leader)
                 return self._run(context, module.name, function.name, args)
         return super().handle_call(request, caller)
 

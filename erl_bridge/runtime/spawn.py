@@ -112,7 +112,8 @@ class SpawnServer:
             process.linked(peer, from_pid)
         if flags & SPAWN_MONITORED:
             process.add_monitor(peer, from_pid, process.pid, req_id)
-        context = CallContext(self._node, peer.name, from_pid, group_leader, process)
+        watch = req_id if flags & SPAWN_MONITORED else None
+        context = CallContext(self._node, peer.name, from_pid, group_leader, process, watch)
         # Lazy, so that an answer that is ready in this turn leaves in the same packet.
         reply = control_frame(Op.SPAWN_REPLY, req_id, from_pid, flags, process.pid)
         peer.connection.send(reply, lazy=True)

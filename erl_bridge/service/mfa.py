@@ -5,8 +5,8 @@ the tables (:mod:`erl_bridge.service.heads`, :mod:`erl_bridge.service.modules`),
 other module, function or arity is ``undef``.
 
 Functions that only read run in the event loop; those that ask the model process, or load
-one, run in worker threads; completions need no thread while they run.  A completion whose
-caller has stopped waiting is cancelled.
+one, run in worker threads; completions, embeddings, drafts and verdicts need no thread
+while they run, and are cancelled once their caller has stopped waiting.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from erl_bridge.service.heads import FUNCTIONS, head_of
 from erl_bridge.service.modules import MODULES
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
-from erllama_py import api, types
+from erl_bridge.service.work import Work
+from erllama_py import api
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
+from erllama_py.types import Ref
 
 __all__ = ("Table",)
 
@@ -66,8 +68,6 @@ _CALLS: Final[dict[tuple[str, int], Function]] = {
     ("apply_chat_template", 2): api.apply_chat_template,
     ("list_cached_prefixes", 2): api.list_cached_prefixes,
     ("vram_info", 0): api.vram_info,
-    ("embed", 2): api.embed,
-    ("draft_tokens", 3): api.draft_tokens,
 }
 """Answered from a worker thread with ``{ok, Value}``."""
 
@@ -77,7 +77,6 @@ _PLAIN: Final[dict[tuple[str, int], Function]] = {
     ("end_session", 2): api.end_session,
     ("evict", 1): api.evict,
     ("shutdown", 1): api.shutdown,
-    ("verify", 4): lambda *args: (types.Atom("ok"), *api.verify(*args)),
 }
 """Answered from a worker thread with what the function returns."""
 
@@ -132,23 +131,25 @@ class Table:
     async def _run(
         self, context: CallContext, which: tuple[str, int], args: list[Any], values: list[Any]
     ) -> Any:
-        function = which[0]
+        function, convert = which[0], self._converter.to_term
         try:
             if which in _PLAIN:
-                return self._converter.to_term(await self._in_thread(_PLAIN[which], *values))
+                return convert(await self._in_thread(_PLAIN[which], *values))
             if function == "cancel":
                 self._streams.cancel(args[0])
                 return _OK
             if function in _ADAPTERS:
                 return await self._in_thread(self._adapters, function, *values)
+            if function == "verify":
+                return _OK, *convert(await self._started(context, function, values))
             return _OK, await self._value(context, which, values)
         except ErllamaError as error:
             return self._failure(function, args, error)
 
     async def _value(self, context: CallContext, which: tuple[str, int], values: list[Any]) -> Any:
         """Return what ``{ok, _}`` is to hold."""
-        convert = self._converter.to_term
-        match which[0]:
+        function, convert = which[0], self._converter.to_term
+        match function:
             case "load_model":
                 *model_id, config = values
                 config = await self._in_thread(self._roots.check, config)
@@ -157,41 +158,43 @@ class Table:
                 ref: Reference = await self._in_thread(self._streams.start, *values)
                 return ref
             case "complete" | "prefill_only":
-                return await self._generate(context, which[0], *values)
+                return self._converter.result(await self._started(context, function, values))
+            case "embed" | "draft_tokens":
+                return convert(await self._started(context, function, values))
             case "apply_chat_template":
                 values = [values[0], chat_request(values[1])]
         return convert(await self._in_thread(_CALLS[which], *values))
 
-    async def _generate(
-        self,
-        context: CallContext,
-        function: str,
-        model: Any,
-        prompt: Any,
-        options: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run complete or prefill_only without keeping a thread."""
+    async def _started(self, context: CallContext, function: str, values: list[Any]) -> Any:
+        """Do what takes long, without keeping a thread, for as long as its caller waits."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[dict[str, Any] | ErllamaError] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future()
 
-        def settle(outcome: dict[str, Any] | ErllamaError) -> None:
+        def settle(outcome: Any) -> None:
             if not future.done():
                 future.set_result(outcome)
 
-        def over(outcome: dict[str, Any] | ErllamaError) -> None:
+        def over(outcome: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and so is the caller
                 loop.call_soon_threadsafe(settle, outcome)
 
-        ref = api.start(function, model, prompt, options, over)
-        context.on_abandoned(lambda: api.cancel(ref))
+        def begin() -> Ref:
+            return api.start(function, values, over)
+
+        work = Work()
+        context.on_abandoned(work.cancel)
         try:
+            if function in ("complete", "prefill_only"):
+                work.start(begin)
+            else:  # embed waits for a model that is being restarted
+                await self._in_thread(work.start, begin)
             outcome = await future
         except asyncio.CancelledError:
-            api.cancel(ref)
+            work.cancel()
             raise
         if isinstance(outcome, ErllamaError):
             raise outcome
-        return self._converter.result(outcome)
+        return outcome
 
     async def _elsewhere(
         self, served: Function, module: str, function: str, args: list[Any]

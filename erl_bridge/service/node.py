@@ -149,5 +149,4 @@ class _Functions(GenHandler):
         return super().handle_call(request, caller)
 
     def _serve(self, caller: Caller, function: Atom, args: list[Any]) -> Awaitable[Any] | Any:
-        context = CallContext(caller.node, caller.peer, caller.pid, caller.pid)
-        return self._table.apply(context, NAME, function.name, [*self._first(), *args])
+        return self._table.apply(caller.context(), NAME, function.name, [*self._first(), *args])

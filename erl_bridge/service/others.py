@@ -180,9 +180,8 @@ class _TierServer(GenHandler):
         served = SERVED[_DISK_SRV].get((function.name, len(args) + 1))
         if served is None or served.kinds[0] != "server":
             return _UNKNOWN
-        context = CallContext(caller.node, caller.peer, caller.pid, caller.pid)
         whole = [self._modules.tier_pid(self._tier), *args]
-        return self._modules.apply(context, _DISK_SRV, function.name, whole)
+        return self._modules.apply(caller.context(), _DISK_SRV, function.name, whole)
 
 
 def _badly_called(call: Call, reason: Any, cause: Exception) -> NoReturn:

@@ -14,6 +14,7 @@ from erl_bridge.etf import Atom, Pid, Reference, binary_term, encode, tuple_head
 from erl_bridge.runtime import Node
 from erl_bridge.service.convert import Converter
 from erl_bridge.service.refs import Refs
+from erl_bridge.service.work import Work
 from erllama_py import api
 from erllama_py.types import Event, Ref
 
@@ -94,30 +95,22 @@ class _Stream:
         self._caller = caller
         self._token = tuple_head(3, _TOKEN, self.ref)
         self._token_id = tuple_head(3, _TOKEN_ID, self.ref)
-        self._lock = threading.Lock()
-        self.request: Ref | None = None
-        self._cancelled = False
-        self._over = False
+        self._work = Work()
+
+    @property
+    def request(self) -> Ref | None:
+        return self._work.ref
 
     def run(self, model: Any, tokens: Any, params: Any) -> None:
         self._watch = self._node.monitor(self._caller, lambda *_: self.cancel())
         try:
-            request = api.infer(model, tokens, params, self._take)
+            self._work.start(lambda: api.infer(model, tokens, params, self._take))
         except BaseException:
             self._node.demonitor(self._watch)
             raise
-        with self._lock:
-            self.request = request
-            cancelled = self._cancelled
-        if cancelled:
-            api.cancel(request)
 
     def cancel(self) -> None:
-        with self._lock:
-            self._cancelled = True
-            request = self.request
-        if request is not None:
-            api.cancel(request)
+        self._work.cancel()
 
     def _take(self, event: Event) -> None:
         """Send one event's message; on the model's reader thread."""

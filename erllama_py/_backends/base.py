@@ -437,8 +437,8 @@ class Backend(Protocol):
         Sequences of the generation are neither read nor changed: a context of its own
         is made at the first call and kept.
 
-        :param crowded: whether something else computes just now; asked between pieces
-            of the work, which then leaves most cores to that.
+        :param crowded: whether something else computes just now; asked before each piece
+            of the work, which then leaves most cores to that.  What it raises ends the work.
         :raises BackendError: ``too_large`` over 1 048 576 tokens; ``invalid_token`` for
             none, or one outside the vocabulary; ``context_overflow``; ``embed_failed``;
             ``not_supported``; ``released``; ``context_failed`` or ``oom``, where there

@@ -127,18 +127,46 @@ class Callers:
         _, value = self._ask(lambda number: Call(number, what, data))
         return value
 
+    def start_call(self, what: str, data: Any, on_over: Callable[[Any], None]) -> Ref:
+        """Do :meth:`call` without waiting for the answer.
+
+        :param on_over: as of :class:`~erllama_py._engine.life.Pending`.
+        :return: a ref for :meth:`cancel_call`.
+        :raises ModelGone: the model is gone.
+        """
+        _, number, _ = self._send(lambda number: Call(number, what, data), on_over)
+        return Ref(number)
+
+    def cancel_call(self, number: int) -> None:
+        """Have no more done for a call: what takes long is stopped, and refused as cancelled."""
+        life = self._life
+        if life is not None and number in life.calls:
+            life.send(Cancel(number))
+
     def _ask(self, frame_of: Callable[[int], Frame]) -> tuple[Life, Any]:
         """Send a frame that is answered; return who answered it, and what."""
+        life, number, pending = self._send(frame_of)
+        try:
+            return life, pending.result()
+        except BaseException:
+            # Interrupted: nobody waits for this answer any more.
+            if not pending.done.is_set():
+                self.cancel_call(number)
+            raise
+
+    def _send(
+        self, frame_of: Callable[[int], Frame], on_over: Callable[[Any], None] | None = None
+    ) -> tuple[Life, int, Pending]:
         with self._changed:
             self._changed.wait_for(lambda: self._state in ("up", "gone"), CALL_TIMEOUT_S)
             life = self._life
             if self._state != "up" or life is None:
                 raise model_gone(self.id)
-            number, pending = next_serial(), Pending()
+            number, pending = next_serial(), Pending(on_over)
             life.calls[number] = pending
             self.used_at = time.monotonic_ns()
         life.send(frame_of(number))
-        return life, pending.result()
+        return life, number, pending
 
     def _adapt(self, adapters: AdapterSet, scales: Scales, commit: Callable[[], None]) -> None:
         """Have requests to come compute with these adapters; see ``Adapters``."""

@@ -2,7 +2,8 @@
 
 They have a context of their own, and they take long: the control thread has cancellations
 to pass on, the engine thread has streams to serve, so neither waits for one.  Questions
-are answered in the order they came.
+are answered in the order they came.  One that nobody waits for any more is stopped between
+two pieces of its work, or not begun.
 
 While requests run, an embedding takes only the cores that generation leaves over; alone
 it takes them all.  A context that nothing asked for in a while is freed.
@@ -38,11 +39,18 @@ class Embeddings:
         self._crowded = crowded
         self._idle_s = idle_s
         self._asked: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._wanted: set[int] = set()
+        """The questions that are to be answered with a vector.  Its operations are atomic."""
         self._closed = False
 
     def ask(self, call: Call) -> None:
         """Queue a question; :class:`Answer` or :class:`Refused` follows."""
+        self._wanted.add(call.id)
         self._asked.put(call)
+
+    def cancel(self, number: int) -> None:
+        """Refuse a question as ``cancelled``; unknown and answered ones are ignored."""
+        self._wanted.discard(number)
 
     def close(self) -> None:
         """End the thread after the embedding that is running."""
@@ -64,9 +72,16 @@ class Embeddings:
                 idle_s = self._idle_s
 
     def _answer(self, call: Call) -> None:
+        def crowded() -> bool:
+            if call.id not in self._wanted:
+                raise BackendError("cancelled", "nobody waits for this embedding any more")
+            return self._crowded()
+
         try:
-            vector = self._backend.embed(unpack_tokens(call.data), self._crowded)
+            crowded()
+            vector = self._backend.embed(unpack_tokens(call.data), crowded)
         except BackendError as error:
             self._out.put(Refused(call.id, error.reason, error.detail))
         else:
             self._out.put(Answer(call.id, vector))
+        self._wanted.discard(call.id)

@@ -218,7 +218,7 @@ class Drafted(Frame, frozen=True):
 
 
 class Cancel(Frame, frozen=True):
-    """Stop a request at the next tick."""
+    """Stop a request at the next tick, or an embedding between two pieces of its work."""
 
     id: int
 

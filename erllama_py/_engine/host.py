@@ -225,8 +225,7 @@ class ModelHost(Incoming):
                 request.life = None
             self._changed.notify_all()
         for pending in list(life.calls.values()):
-            pending.error = died(self.id, life.pid, reason, "call")
-            pending.done.set()
+            pending.settle(error=died(self.id, life.pid, reason, "call"))
         for request in [*lost, *kept]:
             self.cache.closed(request, died=not unloading)
         for request in kept:

@@ -79,10 +79,9 @@ class Incoming(Callers):
                 if pending is None:
                     return  # nobody waits for it any more
                 if isinstance(frame, Answer):
-                    pending.value = frame.value
+                    pending.settle(frame.value)
                 else:
-                    pending.error = ErllamaError(reason_of(frame.reason), frame.detail)
-                pending.done.set()
+                    pending.settle(error=ErllamaError(reason_of(frame.reason), frame.detail))
             case Log():
                 _native_log.log(frame.level, "%s: %s", self.id, frame.text)
             case _:

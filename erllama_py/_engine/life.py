@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from erllama_py._engine.channel import Channel, ChannelClosed
@@ -36,12 +37,24 @@ class Life:
 
 
 class Pending:
-    """A call waiting for its answer."""
+    """A call waiting for its answer.
 
-    def __init__(self) -> None:
+    :param on_over: takes the answer, or what was the matter, on the thread that hears it:
+        it must not block and must not raise.
+    """
+
+    def __init__(self, on_over: Callable[[Any], None] | None = None) -> None:
         self.done = threading.Event()
         self.value: Any = None
         self.error: ErllamaError | None = None
+        self._on_over = on_over
+
+    def settle(self, value: Any = None, error: ErllamaError | None = None) -> None:
+        """Note the outcome; once."""
+        self.value, self.error = value, error
+        self.done.set()
+        if self._on_over is not None:
+            self._on_over(value if error is None else error)
 
     def result(self) -> Any:
         """Return the answer, or raise what was the matter."""

@@ -106,6 +106,8 @@ class Worker:
                     if scheduler := self._scheduler:
                         # Bound now: by the time it runs, the next frame may be here.
                         scheduler.mailbox.put(functools.partial(scheduler.cancel, frame.id))
+                    if embeddings := self._embeddings:
+                        embeddings.cancel(frame.id)
                 case EndSession():
                     if scheduler := self._scheduler:
                         scheduler.mailbox.put(

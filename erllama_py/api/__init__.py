@@ -17,7 +17,7 @@ from __future__ import annotations
 from erllama_py._engine.stream import Stream
 from erllama_py.api._adapters import list_adapters, load_adapter, set_adapter_scale, unload_adapter
 from erllama_py.api._caching import explain, export_row, flush, import_rows, verify_exact
-from erllama_py.api._generation import cancel, complete, infer, prefill_only, start
+from erllama_py.api._generation import cancel, complete, infer, prefill_only
 from erllama_py.api._handle import Model, load_model
 from erllama_py.api._models import (
     evict,
@@ -46,6 +46,7 @@ from erllama_py.api._observing import (
 )
 from erllama_py.api._sessions import end_session, list_sessions
 from erllama_py.api._speculation import draft_tokens, verify
+from erllama_py.api._starting import start
 from erllama_py.api._text import apply_chat_template, detokenize, embed, tokenize
 
 __all__ = (

@@ -24,7 +24,7 @@ from erllama_py.config import DEFAULT_INFER_TOKENS
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Atom, Event, Ref
 
-__all__ = ("cancel", "complete", "infer", "prefill_only", "start")
+__all__ = ("cancel", "complete", "infer", "prefill_only", "start_request")
 
 
 def complete(
@@ -68,23 +68,15 @@ def prefill_only(model: ModelArg, tokens: Tokens, options: Options | None = None
     return answered(host, request)
 
 
-def start(
+def start_request(
     function: str,
     model: ModelArg,
     prompt: Any,
-    options: Options | None,
+    options: Options | None = None,
+    *,
     on_over: Callable[[dict[str, Any] | ErllamaError], None],
 ) -> Ref:
-    """Do :func:`complete` or :func:`prefill_only` without waiting.
-
-    For servers, which cannot spare a thread for every caller.
-
-    :param function: ``complete`` or ``prefill_only``; ``prompt`` is what that takes.
-    :param on_over: takes the result, or the error that the function would raise, on a
-        thread of ours; it must be quick and must not raise.
-    :return: a ref for :func:`cancel`.
-    :raises ErllamaError: what can be seen before it runs.
-    """
+    """Do :func:`complete` or :func:`prefill_only` without waiting; see :func:`start`."""
     host = core().host(model)
 
     def over(request: Request) -> None:
@@ -139,7 +131,8 @@ def infer(
 def cancel(ref: Ref) -> Atom:
     """Stop a stream; its ``done`` event follows with ``cancelled``.
 
-    Queued streams too.  Unknown and finished ones are ignored.
+    Queued streams too, and what :func:`start` started.  Unknown and finished ones are
+    ignored.
 
     :return: ``ok``, always and at once.
     :raises BadCall: not a :class:`~erllama_py.types.Ref`.
@@ -150,6 +143,8 @@ def cancel(ref: Ref) -> Atom:
         request = host.request(ref.serial)
         if request is not None:
             host.cancel(request)
+        else:
+            host.cancel_call(ref.serial)
     return Atom("ok")
 
 

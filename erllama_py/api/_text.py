@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from erllama_py._engine.registry import core
 from erllama_py.api._asking import ModelArg, Options, Tokens, prompt_bytes, token_array, tokens_of
-from erllama_py.types import text_of
+from erllama_py.errors import ErllamaError
+from erllama_py.types import Ref, text_of
 
-__all__ = ("apply_chat_template", "detokenize", "embed", "tokenize")
+__all__ = ("apply_chat_template", "detokenize", "embed", "start_embed", "tokenize")
 
 
 def tokenize(model: ModelArg, text: str | bytes) -> list[int]:
@@ -59,3 +62,10 @@ def embed(model: ModelArg, tokens: Tokens) -> list[float]:
     """
     vector: list[float] = core().host(model).call("embed", token_array(tokens).tobytes())
     return vector
+
+
+def start_embed(
+    model: ModelArg, tokens: Tokens, *, on_over: Callable[[list[float] | ErllamaError], None]
+) -> Ref:
+    """Do :func:`embed` without waiting for the vector; see :func:`start`."""
+    return core().host(model).start_call("embed", token_array(tokens).tobytes(), on_over)

@@ -66,6 +66,7 @@ class Served:
         options.setdefault("cookie", COOKIE)
         self.seen: queue.Queue[Any] = queue.Queue()
         self.met = 0
+        self.waiting = threading.Event()
         self.abandoned = threading.Event()
         self.cancelled = threading.Event()
         self.node = Node(name or unique_name("py"), apply=self.apply, **options)
@@ -143,6 +144,7 @@ class Served:
 
     async def wait(self, context: CallContext, ms: int) -> Any:
         context.on_abandoned(self.abandoned.set)
+        self.waiting.set()
         try:
             await anyio.sleep(ms / 1000)
         except BaseException:

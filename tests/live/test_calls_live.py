@@ -142,6 +142,17 @@ class TestFailures:
         )
         assert served.abandoned.wait(10)
 
+    @pytest.mark.parametrize("call_of", ["rpc:call", "rpc:block_call", "erpc:call"])
+    def test_a_caller_that_is_killed_is_told_of(
+        self, call: Call, served: Served, call_of: str
+    ) -> None:
+        served.abandoned.clear()
+        served.waiting.clear()
+        call(f"put(p, spawn(fun() -> {call_of}(N, t, wait, [60000]) end))")
+        assert served.waiting.wait(10)
+        call("exit(get(p), kill)")
+        assert served.abandoned.wait(10)
+
 
 class TestSpawns:
     def test_a_function_can_be_spawned(self, call: Call, served: Served) -> None:

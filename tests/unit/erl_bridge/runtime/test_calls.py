@@ -104,7 +104,7 @@ def test_errors_survive_pickling() -> None:
     assert str(ErlangError("exit", (Atom("a"), b"b"))) == 'exit: {a,<<"b">>}'
 
 
-def test_who_calls_through_rex_cannot_be_seen_to_leave() -> None:
-    """There is no process of ours that it watches; asking is no error."""
+def test_who_does_not_watch_us_cannot_be_seen_to_leave() -> None:
+    """Nobody waits for what a cast does; asking is no error."""
     context = CallContext(None, "a@b", PID, PID)  # type: ignore[arg-type]  # not looked at
     context.on_abandoned(lambda: None)

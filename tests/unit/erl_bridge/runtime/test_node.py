@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from erl_bridge import (
@@ -255,6 +256,62 @@ class TestSpawns:
         peer.close()
         assert seen.get(timeout=5) == (Atom("call"), "cancelled")
         assert seen.get(timeout=5) == (Atom("cast"), "done")
+
+    @pytest.mark.parametrize("how", ["spawn", "alias", "old tag", "multi_call"])
+    def test_a_caller_that_stops_waiting_is_told_of(
+        self, start: Start, raw: Dial, seen: queue.Queue[Any], how: str
+    ) -> None:
+        """As a process does that ends, or whose call timed out: it takes its monitor back."""
+
+        async def wait(context: CallContext, name: str) -> None:
+            context.on_abandoned(lambda: seen.put(name))
+            seen.put("waits")
+            await anyio.sleep(60)
+
+        node = start(apply=lambda context, _module, function, _args: wait(context, function))
+        peer = raw(node)
+        rex = Atom("rex")
+        for number, name in ((1, "one"), (2, "other")):
+            ref = peer.ref(number)
+            if how == "spawn":
+                peer.call("t", name, [], number=number)
+                assert peer.receive().op is Op.SPAWN_REPLY
+            else:
+                alias = ImproperList((Atom("alias"),), ref)
+                outer = ImproperList((alias,), ref)
+                tag = {"alias": alias, "multi_call": outer}.get(how, ref)
+                request = (Atom("block_call"), Atom("t"), Atom(name), [], peer.pid())
+                call = (Atom("$gen_call"), (peer.pid(), tag), request)
+                peer.send(Op.MONITOR_P, peer.pid(), rex, ref)
+                peer.send(Op.REG_SEND, peer.pid(), Atom(""), rex, payload=call)
+            assert seen.get(timeout=5) == "waits"
+        peer.send(Op.DEMONITOR_P, peer.pid(), rex, peer.ref(2))
+        assert seen.get(timeout=5) == "other"
+        peer.send(Op.DEMONITOR_P, peer.pid(), rex, peer.ref(2))
+        peer.close()
+        assert seen.get(timeout=5) == "one"
+        assert seen.empty()
+
+    def test_one_that_left_before_it_was_asked_about_is_told_of(
+        self, start: Start, raw: Dial, seen: queue.Queue[Any]
+    ) -> None:
+        gone = threading.Event()
+
+        async def wait(context: CallContext) -> None:
+            await anyio.to_thread.run_sync(gone.wait, 10)
+            context.on_abandoned(lambda: seen.put("left"))
+
+        node = start(apply=lambda context, *_: wait(context))
+        peer = raw(node)
+        peer.call("t", "wait", [])
+        pid = peer.receive().fields[3]
+        peer.send(Op.DEMONITOR_P, peer.pid(), pid, peer.ref())
+        peer.call("t", "wait", [], number=2)
+        assert peer.receive().op is Op.SPAWN_REPLY  # what came before has been seen
+        gone.set()
+        assert seen.get(timeout=5) == "left"
+        assert peer.receive().op is Op.PAYLOAD_MONITOR_P_EXIT
+        assert seen.empty(), "the second call was answered"
 
     def test_stopping_the_node_ends_everything(
         self, start: Start, raw: Dial, seen: queue.Queue[Any]

@@ -174,16 +174,29 @@ def test_tools_may_have_a_schema(tmp_path: Path) -> None:
 def test_start_calls_back_once_with_the_result_or_the_error() -> None:
     outcomes: list[Any] = []
     with stub_model(stub_opts=SLOW) as model:
-        api.start("complete", model, "a b", {"response_tokens": 2}, outcomes.append)
+        api.start("complete", [model, "a b", {"response_tokens": 2}], outcomes.append)
         wait_for(lambda: outcomes)
         assert len(outcomes[0]["generated"]) == 2
-        api.start("prefill_only", model, range(40), {}, outcomes.append)
+        api.start("prefill_only", [model, range(40)], outcomes.append)
         wait_for(lambda: len(outcomes) == 2)
         assert outcomes[1]["committed_tokens"] == 40
-        api.start("complete", model, "", {}, outcomes.append)
+        api.start("complete", [model, "", {}], outcomes.append)
         wait_for(lambda: len(outcomes) == 3)
         assert outcomes[2].reason == "empty_prompt"
-    assert len(outcomes) == 3
+        api.start("embed", [model, [1, 2]], outcomes.append)
+        wait_for(lambda: len(outcomes) == 4)
+        assert outcomes[3] == api.embed(model, [1, 2])
+        api.start("draft_tokens", [model, [1], {"max": 3}], outcomes.append)
+        wait_for(lambda: len(outcomes) == 5)
+        assert len(outcomes[4]) == 3
+        for function, args, reason in [
+            ("draft_tokens", [model, [], {}], "empty_prefix"),
+            ("verify", [model, [1], [2], 1], "not_supported"),
+        ]:
+            with pytest.raises(ErllamaError) as caught:
+                api.start(function, args, outcomes.append)
+            assert caught.value.reason == reason
+    assert len(outcomes) == 5
 
 
 def test_a_request_that_ends_without_a_result_is_told() -> None:

@@ -17,6 +17,7 @@ from erllama_py._backends.stub import StubBackend, embed
 from erllama_py._cache.key import encode_tokens
 from erllama_py._engine.embeddings import Embeddings
 from erllama_py._engine.frames import Answer, Call, Frame, Refused
+from erllama_py._engine.life import Pending
 from erllama_py._engine.registry import core
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
 from erllama_py.testing import record, stub_model
@@ -61,15 +62,18 @@ def test_what_is_no_list_of_tokens_is_refused() -> None:
 
 
 class Held(StubBackend):
-    """A stub whose embeddings wait until they are let go."""
+    """A stub whose embeddings are computed in pieces until they are let go."""
 
     def __init__(self) -> None:
         super().__init__(BackendConfig("stub"))
         self.go = threading.Event()
+        self.begun: list[list[int]] = []
         self.dropped = 0
 
     def embed(self, tokens: Sequence[int], crowded: Callable[[], bool]) -> list[float]:
-        assert self.go.wait(5)
+        self.begun.append(list(tokens))
+        while not self.go.wait(0.002):
+            crowded()
         return super().embed(tokens, crowded)
 
     def drop_embedder(self) -> None:
@@ -111,6 +115,78 @@ def test_questions_are_answered_in_order(held: tuple[Embeddings, Held, Frames]) 
     assert isinstance(sent[1], Refused)
     assert (sent[1].id, sent[1].reason) == (1, "invalid_token")
     assert sent[2] == Answer(2, embed([2]))
+
+
+def test_one_that_nobody_waits_for_is_stopped_or_not_begun(
+    held: tuple[Embeddings, Held, Frames],
+) -> None:
+    embeddings, backend, sent = held
+    for number in (1, 2, 3):
+        embeddings.ask(Call(number, "embed", encode_tokens([number])))
+    wait_for(lambda: backend.begun)
+    for number in (2, 1, 99):
+        embeddings.cancel(number)
+    wait_for(lambda: len(backend.begun) == 2)
+    backend.go.set()
+    wait_for(lambda: len(sent) == 3)
+    assert backend.begun == [[1], [3]]
+    assert [(one.id, one.reason) for one in sent[:2] if isinstance(one, Refused)] == [
+        (1, "cancelled"),
+        (2, "cancelled"),
+    ]
+    assert sent[2] == Answer(3, embed([3]))
+    embeddings.cancel(3)  # it is answered
+    embeddings.ask(Call(3, "embed", encode_tokens([4])))
+    wait_for(lambda: len(sent) == 4)
+    assert sent[3] == Answer(3, embed([4]))
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Stubs' embeddings go on until they are stopped; set while one does."""
+    busy = threading.Event()
+
+    def go_on(_self: StubBackend, _tokens: Sequence[int], crowded: Callable[[], bool]) -> None:
+        busy.set()
+        try:
+            while True:
+                crowded()
+                threading.Event().wait(0.002)
+        finally:
+            busy.clear()
+
+    monkeypatch.setattr(StubBackend, "embed", go_on)
+    return busy
+
+
+def test_a_wait_that_is_interrupted_stops_it(
+    pieces: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C and a notebook's stop button do."""
+
+    def interrupted(_pending: Pending) -> None:
+        assert pieces.wait(5)
+        raise KeyboardInterrupt
+
+    with stub_model() as model:
+        monkeypatch.setattr(Pending, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.embed(model, [1])
+        wait_for(lambda: not pieces.is_set())
+
+
+def test_a_started_one_can_be_cancelled(pieces: threading.Event) -> None:
+    outcomes: list[object] = []
+    with stub_model() as model:
+        ref = api.start("embed", [model, [1]], outcomes.append)
+        assert pieces.wait(5)
+        api.cancel(ref)
+        wait_for(lambda: outcomes)
+        assert not pieces.is_set()
+        api.cancel(ref)
+    (error,) = outcomes
+    assert isinstance(error, ErllamaError)
+    assert error.reason == "cancelled"
 
 
 def test_an_idle_context_is_freed_once(held: tuple[Embeddings, Held, Frames]) -> None:

@@ -79,6 +79,20 @@ def test_a_silent_model_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> No
         wait_for(lambda: api.queue_depth(model) == 0)
 
 
+def test_a_started_draft_that_is_cancelled_has_what_there_is() -> None:
+    outcomes: list[Any] = []
+    with stub_model(stub_opts={"step_delay_ms": 2}) as model:
+        ref = api.start("draft_tokens", [model, [1], {"max": 4000}], outcomes.append)
+        (request,) = core().host(model).requests
+        wait_for(lambda: request.drawn)
+        api.cancel(ref)
+        wait_for(lambda: outcomes)
+        assert outcomes == [request.drawn.tolist()]
+        assert request.stats
+        assert request.stats["cancelled"]
+    assert len(outcomes) == 1
+
+
 def test_the_queue_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafting, "SILENCE_S", 0.4)
     with stub_model(stub_opts={"step_delay_ms": 30}) as model:
@@ -235,4 +249,12 @@ def test_one_that_nobody_waits_for_is_stopped(smollm2: api.Model) -> None:
     host.submit(request)
     host.cancel(request)
     assert request.wait()
+    outcomes: list[Any] = []
+    api.cancel(api.start("verify", [smollm2, tokens, tokens[:3], 3], outcomes.append))
+    wait_for(lambda: outcomes)
+    assert outcomes[0].reason == "cancelled"
+    wait_for(lambda: not host.requests)
+    api.start("verify", [smollm2, [5, 6], [WRONG], 1], outcomes.append)
+    wait_for(lambda: len(outcomes) == 2, 30)
+    assert outcomes[1][0] == 0
     assert api.verify(smollm2, [5, 6], [WRONG], 1)[0] == 0
