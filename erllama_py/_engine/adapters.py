@@ -73,18 +73,23 @@ class Adapters:
         """What the model's next request computes with."""
 
     def list(self) -> list[dict[str, Any]]:
-        """Return ``handle`` and ``scale`` of each, in the order of attachment."""
-        return [{"handle": one.handle, "scale": one.scale} for one in self._entries]
+        """Return ``handle``, ``scale`` and ``path`` of each, in the order of attachment."""
+        return [
+            {"handle": one.handle, "scale": one.scale, "path": one.file.path}
+            for one in self._entries
+        ]
 
-    def load(self, path: str) -> Ref:
-        """Attach a file with scale 1.0 and return its handle.
+    def load(self, path: str, scale: Any = 1.0) -> Ref:
+        """Attach a file and return its handle.
 
         :raises ErllamaError: why it cannot be; nothing has changed.
+        :raises BadCall: the scale is no number.
         :raises ModelGone: the model is gone.
         """
+        value = _scale(scale)
         file = self._examine(path)
         with self._changing:
-            entry = Attached(Ref(next_serial()), file, 1.0)
+            entry = Attached(Ref(next_serial()), file, value)
             before = self._entries
             self._become((*before, entry))
             if _stamp(path) != file.stamp:

@@ -58,7 +58,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     repeated: bool = False
     completes: str = ""
-    """What the completer offers as value: ``loaded``, ``loadable`` or ``variable``."""
+    """What the completer offers as value: ``loaded``, ``loadable``, ``variable``, ..."""
 
     @property
     def dest(self) -> str:
@@ -109,6 +109,16 @@ def _whole(low: int, high: float = math.inf) -> Callable[[str], Any]:
 
 def _real(low: int, high: float = math.inf) -> Callable[[str], Any]:
     return _number(float, "number", low, high)
+
+
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a number such as 0.5, not {text!r}")
+    return value
 
 
 def _stop(text: str) -> str:
@@ -195,11 +205,28 @@ COMMANDS: Final = {
                 Option(("--threads",), "processor threads", "N", _whole(1, 1024)),
                 Option(("--keep",), "not to be evicted to make room for another"),
                 Option(("--chat-template",), "of its chats: a name such as chatml", "NAME"),
+                Option(
+                    ("--lora",),
+                    "attach this LoRA adapter; repeatable",
+                    "PATH[:SCALE]",
+                    repeated=True,
+                ),
                 _EXACTNESS_OPTION,
             ),
         ),
         Command("unload", "End a model and free its memory.", "[NAME]", "loaded"),
         Command("use", "Make this the model that cells talk to.", "NAME", "loaded"),
+        Command(
+            "lora",
+            "Attach a LoRA adapter, or list what is attached.",
+            "[PATH]",
+            "attached",
+            (
+                Option(("--scale",), "how much it counts (1)", "S", _scale),
+                Option(("--unload",), "detach it; without a PATH, all"),
+                Option(("--model",), "of which loaded model", "NAME", completes="loaded"),
+            ),
+        ),
         Command("models", "List loaded models, and the files on this machine."),
         Command("status", "Say what each loaded model is doing."),
         Command(

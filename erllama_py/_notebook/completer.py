@@ -16,6 +16,7 @@ from IPython.core.completer import (
 
 import erllama_py
 from erllama_py._notebook.args import COMMANDS, PROMPT, Command, Option
+from erllama_py._notebook.lora import names
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -93,6 +94,9 @@ class _Completer:
                 return list(self._models.loaded())
             case "loadable":
                 return self._loadable()
+            case "attached":
+                current = self._models.current
+                return [] if current is None else names(current)
             case "variable":
                 return self._variables()
             case "command":

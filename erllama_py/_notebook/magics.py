@@ -25,6 +25,7 @@ from erllama_py._notebook.args import (
 )
 from erllama_py._notebook.completer import make_matcher
 from erllama_py._notebook.generate import generate, prompt_text, prompt_tokens, schema_of
+from erllama_py._notebook.lora import attach, detach, lora_report
 from erllama_py._notebook.models import Models
 from erllama_py._notebook.render import MODES, in_kernel, note, surface
 from erllama_py._notebook.reply import Reply
@@ -112,18 +113,43 @@ class ErllamaMagics(Magics):
     # -- commands: each takes its parsed line -------------------------------------------------
 
     def _load(self, arguments: argparse.Namespace) -> None:
+        # The configuration brings in what a model is made of; %load_ext must not wait for it.
+        from erllama_py.config import parse_loras  # noqa: PLC0415
+
+        loras = parse_loras(arguments.lora)
         model, fresh = self.models.load(arguments)
+        try:
+            words = [attach(model, path, scale) for path, scale in loras]
+        except ErllamaError:
+            if fresh:  # a cell that failed leaves nothing behind
+                self.models.unload(model)
+            raise
         if fresh:
             size = erllama_py.api.model_info(model)["context_size"]
             note(f"{model} is ready, with a context of {size} tokens.")
         else:
             note(f"{model} is loaded already.")
+        for line in words:
+            note(line)
 
     def _unload(self, arguments: argparse.Namespace) -> None:
         note(f"{self.models.unload(arguments.argument)} is unloaded.")
 
     def _use(self, arguments: argparse.Namespace) -> None:
         note(f"Cells talk to {self.models.use(arguments.argument)} now.")
+
+    def _lora(self, arguments: argparse.Namespace) -> None:
+        path, scale = arguments.argument, arguments.scale
+        if scale is not None and (path is None or arguments.unload):
+            other = "--unload" if arguments.unload else "no PATH"
+            raise BadUsage(f"--scale with {other} means nothing", "%erllama lora PATH --scale 0.5")
+        model = self.models.find(arguments.model)
+        if arguments.unload:
+            note(detach(model, path))
+        elif path is not None:
+            note(attach(model, path, 1.0 if scale is None else scale))
+        else:
+            note(*lora_report(model))
 
     def _models(self, _: argparse.Namespace) -> None:
         note(*report.model_report(self.models.loaded(), self.models.current))

@@ -21,6 +21,7 @@ __all__ = (
     "cache_words",
     "help_text",
     "model_report",
+    "short_path",
     "status_report",
     "verify_words",
     "version_text",
@@ -155,7 +156,10 @@ def model_report(infos: Mapping[str, Mapping[str, Any]], current: str | None) ->
     """List the loaded models and the files that could be loaded."""
     status = status_report(infos, current)
     found = [
-        [item["name"] if item["name"] != item["path"] else _short(item["path"]), size(item["size"])]
+        [
+            item["name"] if item["name"] != item["path"] else short_path(item["path"]),
+            size(item["size"]),
+        ]
         for item in erllama_py.api.find_models()
     ]
     if not found:
@@ -240,7 +244,7 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _short(path: str) -> str:
+def short_path(path: str) -> str:
     """Return a path as its reader would type it."""
     for base, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
         if Path(path).is_relative_to(base):

@@ -13,8 +13,8 @@ from erllama_py.types import Atom, Ref
 __all__ = ("list_adapters", "load_adapter", "set_adapter_scale", "unload_adapter")
 
 
-def load_adapter(model: ModelArg, path: str | bytes | os.PathLike[str]) -> Ref:
-    """Attach a LoRA adapter, a GGUF file, with scale 1.0.
+def load_adapter(model: ModelArg, path: str | bytes | os.PathLike[str], scale: float = 1.0) -> Ref:
+    """Attach a LoRA adapter, a GGUF file.
 
     Requests admitted from now on compute with it and with those attached before; running
     ones go on as they began.  What is cached is kept apart: rows belong to the adapters
@@ -24,12 +24,13 @@ def load_adapter(model: ModelArg, path: str | bytes | os.PathLike[str]) -> Ref:
     :raises ErllamaError: ``enoent``, ``eacces``, ... where the file cannot be read;
         ``load_failed`` where it is no adapter for this model; ``badarg``,
         ``not_supported``, ``oom``, ``released``, ``exception``.  Nothing has changed.
+    :raises BadCall: the scale is no number.
     """
     try:
         text = os.fsdecode(path)
     except TypeError:
         raise ErllamaError("badarg", f"a path was expected, not {path!r:.60}") from None
-    return core().host(model).adapters.load(text)
+    return core().host(model).adapters.load(text, scale)
 
 
 def unload_adapter(model: ModelArg, handle: Any) -> Atom:
@@ -56,5 +57,8 @@ def set_adapter_scale(model: ModelArg, handle: Any, scale: float) -> Atom:
 
 
 def list_adapters(model: ModelArg) -> list[dict[str, Any]]:
-    """Return ``handle`` and ``scale`` of the LoRA adapters, in the order of attachment."""
+    """Return ``handle``, ``scale`` and ``path`` of the LoRA adapters, in the order of attachment.
+
+    ``path`` is absolute; Erlang's maps do not have it.
+    """
     return core().host(model).adapters.list()

@@ -131,11 +131,8 @@ class Model(str):
         return list_adapters(self)
 
     def load_adapter(self, path: str | bytes | os.PathLike[str], scale: float = 1.0) -> Ref:
-        """Do :func:`load_adapter`, then :func:`set_adapter_scale` where a scale is given."""
-        handle = load_adapter(self, path)
-        if scale != 1.0:
-            set_adapter_scale(self, handle, scale)
-        return handle
+        """Do :func:`load_adapter`."""
+        return load_adapter(self, path, scale)
 
     def set_adapter_scale(self, handle: Ref, scale: float) -> Atom:
         """Do :func:`set_adapter_scale`."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from erllama_py.cli.loading import loaded
+from erllama_py.cli.loading import loaded, lora_option, model_option
 from erllama_py.cli.output import age, columns, count, emit, json_option, size
 
 if TYPE_CHECKING:
     from erllama_py._cache.inventory import Inventory, Owner, Pruned, StoredRow
+    from erllama_py.config import Lora
 
 __all__ = ("cache",)
 
@@ -114,10 +115,11 @@ def gc(days: float | None, unfiled: bool, as_json: bool) -> None:
 
 @cache.command()
 @click.argument("prompt")
-@click.option("--model", default="smollm2", show_default=True, help="Known name or GGUF file.")
+@model_option
+@lora_option
 @click.option("--chat", is_flag=True, help="PROMPT is a chat message.")
 @json_option
-def why(prompt: str, model: str, chat: bool, as_json: bool) -> None:
+def why(prompt: str, model: str, loras: list[Lora], chat: bool, as_json: bool) -> None:
     """Say what PROMPT would find in the cache, and why no more.  '-' reads it."""
     import sys
 
@@ -125,7 +127,7 @@ def why(prompt: str, model: str, chat: bool, as_json: bool) -> None:
     from erllama_py.cli.streaming import chat_tokens
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    with loaded(model) as one:
+    with loaded(model, loras=loras) as one:
         message = [{"role": "user", "content": text}]
         answer = api.explain(one, chat_tokens(one, message, None) if chat else text)
     if as_json:

@@ -17,6 +17,8 @@ import click
 
 from erllama_py.cli.loading import (
     loaded,
+    lora_facts,
+    lora_option,
     sampler_options,
     template_option,
     thinking_options,
@@ -26,6 +28,7 @@ from erllama_py.cli.output import age, columns, count, emit, json_option
 if TYPE_CHECKING:
     from erllama_py.cli.conversations import Conversation
     from erllama_py.cli.streaming import Reply
+    from erllama_py.config import Lora
 
 __all__ = ("chat",)
 
@@ -42,6 +45,8 @@ _SHOWN_CHARS = 2000
 @sampler_options(None)
 @thinking_options
 @template_option
+@lora_option
+@click.option("--no-lora", "bare", is_flag=True, help="Without adapters from now on.")
 @click.option("--n-ctx", type=int, help="Context cells; 0: the training length, at most 4096.")
 @click.option("--list", "listing", is_flag=True, help="List the conversations.")
 @click.option("--rm", "removing", is_flag=True, help="Delete the conversation NAME.")
@@ -56,6 +61,8 @@ def chat(
     thinking: str | None,
     thinking_budget: int | None,
     template: str | None,
+    loras: list[Lora],
+    bare: bool,
     n_ctx: int | None,
     listing: bool,
     removing: bool,
@@ -76,6 +83,8 @@ def chat(
     if removing:
         conversations.remove(name)
         return
+    if loras and bare:
+        raise click.UsageError("--lora and --no-lora exclude each other")
     talk = conversations.load(name)
     if talk is not None and talk.messages and system is not None and system != talk.system:
         raise click.UsageError(f"{name} has a system message from its start; take another NAME")
@@ -87,6 +96,8 @@ def chat(
         talk.system = system
     if template is not None:
         talk.chat_template = template
+    if loras or bare:
+        talk.lora = loras
     given: dict[str, int | float | str | None] = {
         "max": limit,
         "temperature": temperature,
@@ -145,13 +156,17 @@ def _lasting(model: str) -> str:
     return model if known else str(Path(path).absolute())
 
 
+def _loaded(talk: Conversation) -> contextlib.AbstractContextManager[Any]:
+    return loaded(talk.model, int(talk.options.get("n_ctx", 0)), talk.lora)
+
+
 def _one_message(name: str, talk: Conversation, text: str, *, as_json: bool) -> None:
     if not text.strip():
         raise click.UsageError("the message on standard input is empty")
-    with loaded(talk.model, int(talk.options.get("n_ctx", 0))) as model:
+    with _loaded(talk) as model:
         reply = _exchange(model, name, talk, text.strip(), quiet=as_json)
     if as_json:
-        emit({"name": name, "model": talk.model, **reply.facts})
+        emit({"name": name, "model": talk.model, **lora_facts(talk.lora), **reply.facts})
     if reply.interrupted:
         raise SystemExit(130)
 
@@ -161,7 +176,7 @@ def _at_terminal(name: str, talk: Conversation) -> None:
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing
-    with loaded(talk.model, int(talk.options.get("n_ctx", 0))) as model:
+    with _loaded(talk) as model:
         _recall(name, talk)
         while True:
             try:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from erllama_py.cli.loading import (
     loaded,
+    lora_facts,
+    lora_option,
     model_option,
     sampler_options,
     template_option,
     thinking_options,
 )
 from erllama_py.cli.output import columns, emit, json_option
+
+if TYPE_CHECKING:
+    from erllama_py.config import Lora
 
 __all__ = ("complete", "models")
 
@@ -42,6 +47,7 @@ def models(as_json: bool) -> None:
 @click.command()
 @click.argument("prompt")
 @model_option
+@lora_option
 @sampler_options(256)
 @thinking_options
 @click.option(
@@ -64,6 +70,7 @@ def models(as_json: bool) -> None:
 def complete(
     prompt: str,
     model: str,
+    loras: list[Lora],
     limit: int,
     temperature: float | None,
     seed: int | None,
@@ -86,7 +93,7 @@ def complete(
     from erllama_py.errors import ErllamaError
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    with loaded(model) as one:
+    with loaded(model, loras=loras) as one:
         message = [{"role": "user", "content": text}]
         if chat or template is not None:
             tokens = chat_tokens(one, message, None, template)
@@ -109,7 +116,7 @@ def complete(
 
         reply = stream(one, tokens, options, say, shown)
         if as_json:
-            emit({"model": model, **reply.facts})
+            emit({"model": model, **lora_facts(loras), **reply.facts})
         else:
             click.echo()
             for line in _logprob_lines(reply.logprobs or []):

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from erllama_py.config import Lora
 from erllama_py.errors import ErllamaError
 from erllama_py.types import Atom
 
@@ -53,6 +54,8 @@ class Conversation(msgspec.Struct):
     """Hex: the key of the row that the latest reply left in the cache."""
     chat_template: str | None = None
     """The name of one, where the model's own is not to be taken."""
+    lora: list[Lora] = []
+    """The LoRA adapters its replies are computed with."""
     options: dict[str, int | float | str] = {}
     """``max``, ``temperature``, ``seed``, ``n_ctx``, ``thinking``, ``thinking_budget``, where
     they were given."""

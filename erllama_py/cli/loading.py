@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,10 +13,14 @@ from erllama_py.cli.progress import Progress
 
 if TYPE_CHECKING:
     from erllama_py import api
+    from erllama_py.config import Lora
 
 __all__ = (
+    "attach",
     "load_config",
     "loaded",
+    "lora_facts",
+    "lora_option",
     "model_option",
     "sampler_options",
     "template_option",
@@ -31,6 +36,28 @@ template_option = click.option(
     "template",
     metavar="NAME",
     help="Of the chat: one in the model's file, or a format such as chatml.",
+)
+
+
+def _loras(_context: click.Context, _option: click.Parameter, texts: Sequence[str]) -> list[Lora]:
+    if not texts:
+        return []
+    from erllama_py.config import parse_loras
+    from erllama_py.errors import ErllamaError
+
+    try:
+        return parse_loras(texts)
+    except ErllamaError as error:
+        raise click.UsageError(f"{error.message}: {error.hint}") from None
+
+
+lora_option = click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="PATH[:SCALE]",
+    callback=_loras,
+    help="Compute with this LoRA adapter, a GGUF file.  Repeatable.",
 )
 
 
@@ -76,9 +103,33 @@ def load_config(model: str, n_ctx: int = 0) -> dict[str, Any]:
     return {"model_path": model, "policy": EVERYDAY_POLICY, "context_opts": {"n_ctx": n_ctx}}
 
 
+def attach(model: str, loras: Iterable[Lora]) -> None:
+    """Attach LoRA adapters to a model.
+
+    :raises ErllamaError: why one of them cannot be.
+    """
+    from erllama_py import api
+    from erllama_py.errors import ErllamaError
+
+    for one in loras:
+        try:
+            with Progress(functools.partial("loading {}".format, one.path)):
+                api.load_adapter(model, one.path, one.scale)
+        except ErllamaError as error:
+            if error.reason == "enoent":
+                error.hint += "; a scale is a number behind a colon, as in style.gguf:0.5"
+            raise
+
+
+def lora_facts(loras: Iterable[Lora]) -> dict[str, Any]:
+    """Return what ``--json`` says of the adapters; nothing where there are none."""
+    told = [one._asdict() for one in loras]
+    return {"lora": told} if told else {}
+
+
 @contextlib.contextmanager
-def loaded(model: str, n_ctx: int = 0) -> Iterator[api.Model]:
-    """Load a model for a ``with`` block, and say so where it takes long.
+def loaded(model: str, n_ctx: int = 0, loras: Iterable[Lora] = ()) -> Iterator[api.Model]:
+    """Load a model for a ``with`` block, with adapters, and say so where it takes long.
 
     :raises ErllamaError: why it does not load.
     """
@@ -87,4 +138,5 @@ def loaded(model: str, n_ctx: int = 0) -> Iterator[api.Model]:
     with Progress(lambda: f"loading {model}"):
         one = api.load_model(load_config(model, n_ctx))
     with one:
+        attach(one, loras)
         yield one

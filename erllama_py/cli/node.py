@@ -28,6 +28,13 @@ __all__ = ("node",)
     metavar="[ID=]MODEL",
     help="Load a known name or GGUF file, under ID or its own name.  Repeatable.",
 )
+@click.option(
+    "--lora",
+    "lora_entries",
+    multiple=True,
+    metavar="[ID=]PATH[:SCALE]",
+    help="Attach a LoRA adapter to the model ID of --load.  Repeatable.",
+)
 @click.option("--keep", is_flag=True, help="Models of --load never make room for others.")
 @click.option("--slots", default=4, show_default=True, help="Sequences of each model.")
 @click.option("--n-ctx", default=0, help="Context cells; 0: the training length, at most 4096.")
@@ -52,6 +59,7 @@ def node(
     cookie: str | None,
     cookie_file: Path | None,
     loads: tuple[str, ...],
+    lora_entries: tuple[str, ...],
     keep: bool,
     slots: int,
     n_ctx: int,
@@ -64,10 +72,12 @@ def node(
     """Serve models to Erlang and Elixir nodes until interrupted."""
     from erllama_py import api
     from erllama_py.cli import pasting
-    from erllama_py.cli.serving import load_for_node, running_node
+    from erllama_py.cli.loading import attach
+    from erllama_py.cli.serving import id_of, load_for_node, loras_of, running_node
 
     if cookie and cookie_file:
         raise click.UsageError("give --cookie or --cookie-file, not both")
+    loras = loras_of(lora_entries, [id_of(entry) for entry in loads])
     secret = cookie_file.read_text().strip() if cookie_file else cookie
     _end_on_sigterm()
     try:
@@ -78,6 +88,8 @@ def node(
             served_metrics(metrics, served),
         ):
             ids = [load_for_node(entry, slots, n_ctx, keep=keep) for entry in loads]
+            for model_id, those in loras.items():
+                attach(model_id, those)
             click.echo(f"{served.name} is up" + (f" and serves {', '.join(ids)}" if ids else ""))
             source = pasting.cookie_source(cookie, cookie_file)
             for line in pasting.lines(served.name, source, ids[0] if ids else None):

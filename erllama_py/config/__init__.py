@@ -14,6 +14,7 @@ from erllama_py.config._load import (
     parse_load,
     policy_settings,
 )
+from erllama_py.config._lora import Lora, parse_loras
 from erllama_py.config._request import (
     DEFAULT_INFER_TOKENS,
     GenerateOptions,
@@ -30,11 +31,13 @@ __all__ = (
     "MAX_DRAFT",
     "GenerateOptions",
     "LoadConfig",
+    "Lora",
     "RequestOptions",
     "Speculate",
     "environment",
     "invalid",
     "parse_load",
+    "parse_loras",
     "parse_request",
     "parse_session",
     "policy_settings",

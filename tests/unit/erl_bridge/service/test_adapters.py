@@ -95,7 +95,9 @@ def test_what_is_attached_in_python_has_a_reference_too(node: ErllamaNode, root:
     handle = api.load_adapter(MODEL, root / "one.gguf")
     (shown,) = call(node, "list_adapters", MODEL)
     assert call(node, "set_adapter_scale", MODEL, shown[HANDLE], -0.5) is OK
-    assert api.list_adapters(MODEL) == [{"handle": handle, "scale": -0.5}]
+    assert api.list_adapters(MODEL) == [
+        {"handle": handle, "scale": -0.5, "path": str(root / "one.gguf")}
+    ]
     assert call(node, "list_adapters", MODEL) == [{HANDLE: shown[HANDLE], SCALE: -0.5}]
 
 

@@ -77,9 +77,9 @@ def test_attached_ones_are_listed_in_order_and_a_change_moves_to_the_end(
     third = api.load_adapter(model, str(file))
     assert len({first, second, third}) == 3
     assert api.list_adapters(model) == [
-        {"handle": first, "scale": 1.0},
-        {"handle": second, "scale": 1.0},
-        {"handle": third, "scale": 1.0},
+        {"handle": first, "scale": 1.0, "path": str(file)},
+        {"handle": second, "scale": 1.0, "path": str(other)},
+        {"handle": third, "scale": 1.0, "path": str(file)},
     ]
     assert api.set_adapter_scale(model, first, 2) == "ok"
     assert [one["handle"] for one in api.list_adapters(model)] == [second, third, first]
@@ -90,9 +90,30 @@ def test_attached_ones_are_listed_in_order_and_a_change_moves_to_the_end(
 
 def test_a_models_methods(model: api.Model, file: Path) -> None:
     handle = model.load_adapter(file, scale=0.5)
-    assert model.adapters == [{"handle": handle, "scale": 0.5}]
+    assert model.adapters == [{"handle": handle, "scale": 0.5, "path": str(file)}]
     assert model.set_adapter_scale(handle, 2.0) == model.unload_adapter(handle) == "ok"
     assert model.adapters == []
+
+
+def test_it_is_attached_with_its_scale_at_once(
+    model: api.Model, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request can be admitted between two steps, and compute with the file's full weight."""
+    host = core().host(model)
+    sets: list[list[float]] = []
+    adapt = host.adapters._apply
+
+    def noted(new: AdapterSet, *rest: Any) -> None:
+        sets.append([one.scale for one in new.adapters])
+        adapt(new, *rest)
+
+    monkeypatch.setattr(host.adapters, "_apply", noted)
+    model.load_adapter(file, 0.5)
+    assert sets == [[0.5]]
+    for bad, error in [("0.5", BadCall), (True, BadCall), (2.0**31, ErllamaError)]:
+        with pytest.raises(error):
+            api.load_adapter(model, file, bad)  # type: ignore[arg-type]
+    assert scales(model) == sets[0]
 
 
 @pytest.mark.parametrize("handle", [Ref(10**9), None, 5, b"x", [1], {}])
@@ -345,7 +366,7 @@ def test_a_restarted_process_has_the_adapters(file: Path) -> None:
         assert after["finish_key"] == before["finish_key"]
         assert after["finish_key"] == key_of(PROMPT, (b"adapter-1", 0.25))
         assert after["cache_hit_kind"] == "exact"
-        assert api.list_adapters(model) == [{"handle": handle, "scale": 0.25}]
+        assert api.list_adapters(model) == [{"handle": handle, "scale": 0.25, "path": str(file)}]
         api.unload_adapter(model, handle)
         assert api.prefill_only(model, PROMPT)["finish_key"] == key_of(PROMPT)
 
@@ -368,7 +389,7 @@ def test_a_file_that_was_only_touched_is_the_same(file: Path) -> None:
         file.write_bytes(file.read_bytes())
         os.kill(os_pid(model), signal.SIGKILL)
         assert api.prefill_only(model, PROMPT)["finish_key"]
-        assert api.list_adapters(model) == [{"handle": handle, "scale": 1.0}]
+        assert api.list_adapters(model) == [{"handle": handle, "scale": 1.0, "path": str(file)}]
 
 
 def test_an_end_while_adapters_change_is_an_error_and_leaves_the_list(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def offers(shell: Any, text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("typed", "found"),
     [
-        ("%erllama lo", ["%erllama load"]),
+        ("%erllama lo", ["%erllama load", "%erllama lora"]),
         ("%erllama u", ["%erllama unload", "%erllama use"]),
         ("%erllama cache --l", ["%erllama cache --live"]),
         ("%erllama load x --exactness ", ["%erllama load x --exactness bit",
@@ -45,6 +46,18 @@ def test_the_word_is_completed(typed: str, found: list[str], shell: Any, stub: A
     shell.ip.user_ns["document"] = "text"
     whole = sorted(typed[: typed.rfind(" ") + 1] + item.rpartition(" ")[2] for item in found)
     assert offers(shell, typed) == whole
+
+
+def test_adapters_that_are_attached_are_offered(
+    shell: Any, stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "style.gguf").write_bytes(b"the stub takes any file")
+    api.load_adapter(stub, tmp_path / "style.gguf")
+    assert offers(shell, "%erllama lora st") == ["%erllama lora style.gguf"]
+    assert offers(shell, "%erllama lora style.gguf --sc") == ["%erllama lora style.gguf --scale"]
+    (tmp_path / "other.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert offers(shell, "%erllama lora oth") == ["%erllama lora other.gguf"], "files, as ever"
 
 
 def test_models_on_this_machine_are_offered_to_load(
