@@ -56,7 +56,7 @@ class Admission(Resuming):
         if job.verifies and not (self._backend.info.blocks and job.prompt_len > self._chunk):
             job.cached = False  # its last cut is always computed: there is nothing to restore
         job.capturing = job.cached
-        job.speculation = speculation_of(job, self._backend)
+        job.speculation = speculation_of(job, self._backend, self._guessing.costs)
         self._jobs[job.id] = job
         self._queue.append(job)
 

@@ -11,6 +11,9 @@ says, stores and leaves behind what it would have without:
 * A draft takes cells that are free, and preempts nobody.  There is one in a step, behind
   all other rows, so that every sequence's cells stay in the order of its tokens.
 * It ends where a continued row is due, and with the tokens the request may still have.
+* There is none where none is worth its time (:mod:`~erllama_py._engine.pace`).  To know
+  that before the first, what a lookup would have drafted is compared with what a request
+  says without; that costs nothing.
 
 Drafts come from the context itself (``lookup``), or from another model, which the core
 asks (``draftmodel``).  Nothing waits for them.
@@ -25,6 +28,7 @@ from typing import NamedTuple
 from erllama_py._backends.base import Backend
 from erllama_py._cache.policy import Policy
 from erllama_py._engine.channel import Sink
+from erllama_py._engine.costs import Costs
 from erllama_py._engine.frames import Speculated, WantDraft
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.lookup import Lookup
@@ -37,17 +41,19 @@ __all__ = ("Draft", "Guessing", "Speculation", "speculation_of")
 
 DRAFT_IN_COMPANY = 4
 """Tokens of a draft beside other streams, whose next tokens wait for its step."""
+WATCHED = 8
+"""Tokens that are looked up only to be compared."""
 
 
 class Speculation:
     """One request's."""
 
-    def __init__(self, options: Speculate, plain: str) -> None:
+    def __init__(self, options: Speculate, plain: str, costs: Costs) -> None:
         self.plain = plain
         """Why it decodes plainly; empty where it need not."""
         self.lookup = Lookup(options.lookup) if options.lookup else None
         self.most = options.most
-        self.pace = Pace(options.most)
+        self.pace = Pace(options.most, costs, hopeful=not options.lookup)
         self.seen = Seen()
         self.drafted = self.accepted = 0
         """Tokens of drafts that were compared, and of those the right ones."""
@@ -59,11 +65,13 @@ class Speculation:
         """A draft, and how long the context was that it follows."""
         self.used = False
         """Something of it was checked."""
+        self.watched: tuple[int, list[int]] | None = None
+        """What was looked up only to be compared, and behind how many generated tokens."""
         self.inexact = False
         """Of its last step no row of several tokens has the bits."""
 
 
-def speculation_of(job: Job, backend: Backend) -> Speculation | None:
+def speculation_of(job: Job, backend: Backend, costs: Costs) -> Speculation | None:
     """Return a new request's speculation; ``None`` where it asks for none."""
     options = job.options
     if options.speculate is None or not job.generates:
@@ -82,7 +90,7 @@ def speculation_of(job: Job, backend: Backend) -> Speculation | None:
         plain = "grammar"
     elif sampler.repetition_penalty is not None:
         plain = "repetition_penalty"
-    return Speculation(options.speculate, plain)
+    return Speculation(options.speculate, plain, costs)
 
 
 class Draft(NamedTuple):
@@ -101,6 +109,7 @@ class Guessing:
         self._out = out
         self._policy = policy
         self._proofs = Proofs(backend)
+        self.costs = Costs()
         self._shape: Shape | None = None
         """Of the step being made, where it is one that decodes."""
         self._turns = 0
@@ -114,6 +123,8 @@ class Guessing:
             if speculation is None or speculation.plain or job.stage is not Stage.RUN:
                 continue
             if job.todo or speculation.seen.end != len(job.ledger):
+                continue
+            if not _worth(speculation, speculation.seen.shape):
                 continue
             if self._proofs.ready(speculation.seen, self._slots.used()):
                 self._proofs.attempt(speculation.seen, job.slot, job.ledger)
@@ -130,13 +141,16 @@ class Guessing:
         jobs = [job for job in decoders if job.speculation and job.stage is Stage.RUN]
         for job in sorted(jobs, key=_last_turn):
             speculation = job.speculation
-            if speculation is None or speculation.plain or room <= 0:
+            if speculation is None or speculation.plain:
                 continue
-            most = min(speculation.pace.length, room, self._most(job))
+            most = speculation.pace.length(len(decoders), min(room, self._most(job)))
             if tokens := self._found(job, speculation, most):
                 self._turns += 1
                 speculation.turn = self._turns
+                speculation.watched = None
                 return Draft(job, tokens)
+            if speculation.lookup is not None and not speculation.inexact:
+                _watch(job, speculation, speculation.lookup)
         return None
 
     def _room(self, ready: Sequence[Job], decoders: Sequence[Job]) -> int:
@@ -186,6 +200,7 @@ class Guessing:
                     speculation.pace.nothing()  # it came too late
                     return []
                 speculation.drafted += 1  # found wrong without a check
+                speculation.pace.compared(len(offered), _alike(offered, since))
         if not speculation.asked:
             speculation.asked = True
             length = job.prompt_len + len(job.generated)
@@ -226,7 +241,8 @@ class Guessing:
                 break
         speculation.drafted += len(draft)
         speculation.accepted += accepted
-        speculation.pace.drafted(len(draft), accepted, took_ns)
+        decoding = self._shape.decoding if self._shape else 1
+        speculation.pace.drafted(len(draft), accepted, took_ns, decoding)
         return said
 
     def stepped(self, job: Job, index: int, took_ns: int) -> None:
@@ -237,7 +253,7 @@ class Guessing:
         if job.stage is not Stage.RUN or self._shape is None or not took_ns:
             return
         speculation.inexact = self._proofs.hopeless(self._shape)
-        if self._proofs.size(self._shape) is None:
+        if self._proofs.size(self._shape) is None and _worth(speculation, self._shape):
             digest = self._backend.digest(index)
             speculation.seen.add(self._shape, len(job.ledger) - 1, digest)
         speculation.pace.plain(took_ns, alone=not speculation.asked)
@@ -254,6 +270,32 @@ class Guessing:
 
 def _last_turn(job: Job) -> int:
     return job.speculation.turn if job.speculation else 0
+
+
+def _worth(speculation: Speculation, shape: Shape | None) -> bool:
+    """Whether a draft would be worth its time in a shape, if it is exact there."""
+    return shape is not None and speculation.pace.length(shape.decoding, MAX_DRAFT) > 0
+
+
+def _watch(job: Job, speculation: Speculation, lookup: Lookup) -> None:
+    """Compare what was looked up with what came, and look up what may come."""
+    said = job.generated
+    if speculation.watched is not None:
+        start, guess = speculation.watched
+        came = said[start : start + len(guess)]
+        right = _alike(guess, came)
+        if right == len(came) < len(guess):
+            return
+        speculation.pace.compared(len(guess), right)
+        speculation.watched = None
+    if guess := _looked_up(job, lookup, WATCHED):
+        speculation.watched = len(said), guess
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many leading tokens are the same."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _looked_up(job: Job, lookup: Lookup, count: int) -> list[int]:

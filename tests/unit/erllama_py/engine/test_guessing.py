@@ -113,6 +113,54 @@ def test_a_size_that_fails_in_a_long_context_is_tried_in_a_short_one() -> None:
     assert [one.plain for one in facts if one] == ["inexact", "", "inexact"]
 
 
+def test_a_request_begins_with_what_others_found_out_about_costs() -> None:
+    """Here a row takes what its tokens take, so that nothing is gained by the best draft."""
+    one = Conversation(Talker())
+    one.scheduler.token_ns = 10_000
+    drafted = []
+    for number in range(1, 6):
+        one.ask(number, PROMPT, 200, LOOKUP)
+        one.run()
+        facts = one.done(number).speculated
+        assert facts is not None
+        drafted.append(facts.drafted)
+        assert one.said(number) == talk(None).said()
+    # Each length is tried, whoever comes to it.
+    assert drafted[0] > drafted[1]
+    assert drafted[-2:] == [0, 0]
+
+
+def test_one_that_is_not_worth_it_proves_nothing() -> None:
+    """Not for other shapes, either: a proof takes as long as the longest draft."""
+    one = Conversation(Talker())
+    one.scheduler.token_ns = 10_000
+    one.ask(1, PROMPT, 200, LOOKUP)
+    one.run()
+    rehearsed = list(one.backend.rehearsed)
+    one.ask(2, PROMPT * 8, 200, LOOKUP)
+    one.run()
+    assert one.backend.rehearsed == rehearsed != []
+
+
+class Deceiver(Talker):
+    """Says the same three tokens again and again, and something new behind them."""
+
+    def _says(self, tokens: array[int]) -> int:
+        return len(tokens) % 4 or 1000 + len(tokens)
+
+
+def test_what_would_have_been_wrong_is_never_drafted() -> None:
+    """It is looked up and compared with what is said without, which takes no step."""
+    one = Conversation(Deceiver())
+    one.ask(1, PROMPT, 200, LOOKUP)
+    one.run()
+    facts = one.done().speculated
+    assert facts is not None
+    assert facts.drafted == 0
+    assert max(one.backend.sizes[1:]) == 1
+    assert one.backend.rehearsed == []
+
+
 @pytest.mark.parametrize(
     ("sampler", "options", "plain"),
     [

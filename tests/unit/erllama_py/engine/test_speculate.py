@@ -1,6 +1,10 @@
 """The ``speculate`` option on real models: it never changes what a greedy request says.
 
 Nor what it leaves behind: the same rows, with the same bits of KV.
+
+Whether a draft is worth its time is the clock's affair, and what a context has found out
+about that its requests share.  So models run in this process, by a clock of the tests' own:
+there drafts are always worth it.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from typing import Any
 import pytest
 
 from erllama_py import api
-from erllama_py._engine import exchange
+from erllama_py._engine import exchange, host, worker
 from erllama_py._engine.draftmodel import DraftModel
 from erllama_py._engine.frames import Drafted, WantDraft
+from erllama_py._engine.process import start_in_process
 from erllama_py._engine.registry import core
 from erllama_py.config import EVERYDAY_POLICY
 from erllama_py.testing import record
@@ -30,6 +35,7 @@ from tests.models import (
     shallow_smollm2_path,
     smollm2_path,
 )
+from tests.talker import Clocked
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
@@ -58,9 +64,17 @@ def config(path: str, **context: Any) -> dict[str, Any]:
     return {"model_path": path, "policy": EVERYDAY_POLICY, "context_opts": opts}
 
 
+def clocked(*args: Any) -> api.Model:
+    """Load a model by the tests' clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "start_process", start_in_process)
+        patch.setattr(worker, "Scheduler", Clocked)
+        return api.load_model(*args)
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> Iterator[api.Model]:
-    with api.load_model("speculating", config(smollm2_path(), n_seq_max=3)) as model:
+    with clocked("speculating", config(smollm2_path(), n_seq_max=3)) as model:
         yield model
 
 
@@ -170,7 +184,6 @@ def test_stops_ends_and_a_full_context_are_where_they_were(smollm2: api.Model) -
     assert room > 20
     full = [said(smollm2, long, 500, speculate=s) for s in (False, "lookup")]
     assert same(*full)
-    # With or without a draft in it: so few tokens may be over before any is worth its time.
     assert len(full[1]["generated"]) == room
 
 
@@ -245,7 +258,7 @@ def test_what_is_not_greedy_alone_says_the_same_and_why(
 )
 def test_where_rows_are_not_exact_it_decodes_plainly(path: Callable[[], str], plain: str) -> None:
     """States cannot be cut back; Gemma's K-quants have kernels of their own for four rows."""
-    with api.load_model(config(path())) as model:
+    with clocked(config(path())) as model:
         for prompt in PROMPTS[:3]:
             without = said(model, prompt, 40)
             guessed = said(model, prompt, 40, speculate={"lookup": 1})
@@ -259,7 +272,7 @@ def test_where_rows_are_not_exact_it_decodes_plainly(path: Callable[[], str], pl
 def test_with_more_threads_it_asks_the_engine_too(kv: str) -> None:
     """From 512 cells on two threads share one token's attention, of 16-bit KV."""
     context = {"n_threads": 2, "type_k": kv, "type_v": kv}
-    with api.load_model(config(smollm2_path(), **context)) as model:
+    with clocked(config(smollm2_path(), **context)) as model:
         for prompt in (EDIT, CODE * 8 + EDIT):
             without = said(model, prompt, 60)
             guessed = said(model, prompt, 60, speculate="lookup")
