@@ -9,13 +9,13 @@ after (:mod:`erllama_py._cache.mover`).
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -351,7 +351,9 @@ class Cache:
         shared = self._shared
         with shared.lock:
             now, index, ram = shared.clock(), shared.index, shared.ram
-            page = itertools.islice(reversed(index.rows), offset, offset + limit)
+            # What was read from files was used at other times than it was put into the index.
+            latest = sorted(reversed(index.rows), key=attrgetter("used"), reverse=True)
+            page = latest[offset : offset + limit]
             rows = [
                 {
                     "key": row.key.hex(),

@@ -131,7 +131,8 @@ class Notebook:
         self.page.on("response", self._response)
         self.foreign: list[str] = []
         self.page.on("request", lambda request: self._request(request, server.url))
-        self.page.goto(f"{server.url}/lab/tree/{name}?token={TOKEN}")
+        # Without `reset`, what an earlier test had open comes back, and asks for a kernel.
+        self.page.goto(f"{server.url}/lab/tree/{name}?token={TOKEN}&reset")
         self.page.wait_for_function(
             "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady", timeout=WAIT_MS
         )

@@ -81,6 +81,10 @@ def test_the_live_view_follows_a_streaming_cell(notebook: Notebook) -> None:
         _check_contrast(notebook)
     assert notebook.complaints == []
     assert notebook.foreign == []
+    notebook.page.evaluate(
+        "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    )
+    expect(view.locator(".erllama-models")).to_contain_text("the kernel has ended")
 
 
 def _check_markup(view: Any) -> None:

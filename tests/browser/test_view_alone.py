@@ -21,17 +21,18 @@ HARNESS = """async ([script, style, state]) => {
   document.adoptedStyleSheets = [sheet];
   const url = URL.createObjectURL(new Blob([script], { type: 'text/javascript' }));
   const module = await import(url);
-  const listeners = new Set();
+  const listeners = new Map();
   window.sent = [];
   window.listeners = listeners;
   window.model = {
     state,
     get: name => window.model[name],
-    on: (name, call) => listeners.add(call),
+    on: (name, call) => listeners.set(call, name),
     off: (name, call) => listeners.delete(call),
     send: message => window.sent.push(message),
   };
-  window.update = state => { window.model.state = state; listeners.forEach(call => call()); };
+  window.tell = event => listeners.forEach((name, call) => { if (name === event) call(); });
+  window.update = state => { window.model.state = state; window.tell("change:state"); };
   window.cleanup = await module.default.render({ model: window.model, el: document.body });
 }"""
 
@@ -118,6 +119,17 @@ def test_buttons_ask_and_keep_the_focus(page: Page) -> None:
     expect(older).to_have_attribute("aria-disabled", "true")
     older.press("Enter")
     assert len(page.evaluate("window.sent")) == 3
+
+
+def test_it_says_when_there_is_no_kernel_any_more(page: Page) -> None:
+    pause = page.get_by_role("button", name="Pause")
+    expect(pause).to_be_visible()
+    page.evaluate("window.tell('comm_live_update')")
+    expect(page.get_by_text("the kernel has ended; run the cell again")).to_be_visible()
+    expect(pause).to_be_hidden()
+    update(page)  # it was not the end
+    expect(page.get_by_text("m: idle")).to_be_visible()
+    expect(pause).to_be_visible()
 
 
 def test_one_page_needs_no_pager(page: Page) -> None:

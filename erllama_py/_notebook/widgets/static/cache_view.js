@@ -143,11 +143,18 @@ function render({ model, el }) {
     const state = model.get("state");
     put(parts.models, state.models.length ? state.models.join(", ") : "no model is loaded");
     put(parts.pause, state.paused ? "Resume" : "Pause");
+    parts.pause.hidden = false;
     drawCounters(parts.counters, state.counters);
     drawTiers(parts.tiers, state.tiers);
     drawRows(parts, state);
     drawPager(parts, state);
     speak();
+  }
+
+  // The kernel ended or was restarted: nobody would notice from numbers that stand still.
+  function end() {
+    put(parts.models, "the kernel has ended; run the cell again");
+    parts.pause.hidden = true;
   }
 
   function turn(by) {
@@ -161,10 +168,12 @@ function render({ model, el }) {
   parts.back.addEventListener("click", () => turn(-1));
   parts.on.addEventListener("click", () => turn(1));
   model.on("change:state", draw);
+  model.on("comm_live_update", end);
   const ages = setInterval(() => drawRows(parts, model.get("state")), AGE_MS);
   draw();
   return () => {
     model.off("change:state", draw);
+    model.off("comm_live_update", end);
     clearInterval(ages);
     clearTimeout(timer);
   };

@@ -220,6 +220,18 @@ def test_the_snapshot_pages_rows_by_last_use():
     assert tier["name"] == "ram"
     assert tier["bytes"] == counted(lab, "bytes_ram") <= tier["backed"] <= tier["quota"]
     assert shot["blocks"] == {"nodes": 10, "payloads": 10, "P": 0, "T": 0, "S": 10}
+
+
+def test_the_snapshot_goes_by_use_whatever_was_read_from_files_when():
+    lab = Lab()
+    for head in range(3):
+        lab.request([head] * 6)
+    oldest, _, latest = lab.cache._shared.index.rows
+    latest.used = oldest.used - 1  # as the rows of a file are, which is read row after row
+    rows = lab.cache.snapshot()["rows"]
+    assert [row["key"] for row in rows] == [lab.key([head] * 6).hex() for head in (1, 0, 2)]
+    assert [row["age_s"] for row in rows] == sorted(row["age_s"] for row in rows)
+    assert lab.cache.snapshot(limit=1, offset=1)["rows"][0]["key"] == rows[1]["key"]
     lab.cache.close()
 
 
