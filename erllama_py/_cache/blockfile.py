@@ -11,6 +11,10 @@ row but for its last eight bytes, its hits and its time of last use, which are r
 in place; it also covers the identity and the row's number, so that a row which ends up
 in another file or place is no row.  Payloads have their own checksum, in their row.
 
+Before those eight bytes are sixteen of the payload's origin
+(:mod:`erllama_py._cache.origin`).  Zeros, as files of before there were any have there,
+say that it is unknown; who knows nothing of them skips them.
+
 A head is one of three things: ours and good; ours and *damaged*; or *foreign*: some
 other format, or a later version of this one, which is left alone.
 """
@@ -25,6 +29,7 @@ import msgspec
 
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.grade import Grade
+from erllama_py._cache.origin import UNKNOWN, Origin, interned
 
 __all__ = (
     "ALIGN",
@@ -53,6 +58,7 @@ MAX_ROWS: Final = 1 << 20
 
 _HEAD: Final = struct.Struct("<8sIIIIQQ32sI")
 _ROW: Final = struct.Struct("<IBBBxIIIIIIQQQIIQ32s32s")
+_ORIGIN: Final = struct.Struct("<QQ")
 _USE: Final = struct.Struct("<II")
 _U32: Final = struct.Struct("<I")
 _ROW_BYTES: Final = 256
@@ -122,6 +128,8 @@ class Entry(msgspec.Struct, frozen=True):
     hits: int = 0
     used: int = 0
     """Unix seconds."""
+    origin: Origin = UNKNOWN
+    """Of the payload; of a row's logits only ``own``."""
 
 
 class Head(NamedTuple):
@@ -230,8 +238,10 @@ def pack_row(head: Head, slot: int, entry: Entry, offset: int, size: int) -> byt
         *(grade.number, grade.end, offset, size, entry.nbytes, entry.crc, 0),
         *(entry.created, entry.parent, entry.key),
     )
-    body = (fixed + entry.tokens).ljust(head.row_bytes - _USE.size, b"\0")[4:]
-    return _U32.pack(_row_crc(head, slot, body)) + body + pack_use(entry.hits, entry.used)
+    edge = head.row_bytes - _USE.size
+    body = (fixed + entry.tokens).ljust(edge - _ORIGIN.size, b"\0") + _ORIGIN.pack(*entry.origin)
+    stable = body[4:]
+    return _U32.pack(_row_crc(head, slot, stable)) + stable + pack_use(entry.hits, entry.used)
 
 
 def pack_use(hits: int, used: int) -> bytes:
@@ -258,9 +268,11 @@ def unpack_row(head: Head, slot: int, row: bytes) -> tuple[Entry, int, int] | No
         raise Damaged("the row has more tokens than a block")
     tokens = row[_ROW.size : _ROW.size + ntokens]
     grade = Grade(_GRADES[mark], number, end) if mark else None
+    hits, used = _USE.unpack(use)
+    origin = interned(*_ORIGIN.unpack_from(stable, len(stable) - _ORIGIN.size))
     entry = Entry(
         *(_KINDS[kind], parent, start, tokens, length, grade, key, nbytes, payload_crc),
-        *(_REASONS[reason], canonical, created, *_USE.unpack(use)),
+        *(_REASONS[reason], canonical, created, hits, used, origin),
     )
     if (wrong := _what_is_wrong(head, entry, offset, size)) is not None:
         raise Damaged(f"the row contradicts itself: {wrong}")

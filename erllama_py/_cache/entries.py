@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 from erllama_py._cache.blockfile import Entry
+from erllama_py._cache.origin import UNKNOWN
 from erllama_py._cache.queue import uses_of
 from erllama_py._cache.row import Logits, Row
 from erllama_py._cache.trie import TOKEN_BYTES, Payload, address
@@ -36,6 +37,7 @@ def block_entry(payload: Payload) -> Entry:
         created=int(time.time()),
         hits=uses_of(node),
         used=int(time.time()),
+        origin=payload.origin,
     )
 
 
@@ -61,4 +63,5 @@ def row_entry(row: Row, logits: Logits | None) -> Entry:
         created=row.created,
         hits=row.hits,
         used=int(time.time()),
+        origin=logits.origin if logits else UNKNOWN,
     )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from erllama_py._cache.grade import Grade, Want
+from erllama_py._cache.origin import UNKNOWN, Origin, is_one_stream
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Logits
 from erllama_py._cache.tier import RAM
@@ -66,6 +67,7 @@ class Piece(NamedTuple):
     crc: int
     start: int
     end: int
+    origin: Origin = UNKNOWN
 
 
 class StoredLogits(NamedTuple):
@@ -84,6 +86,7 @@ class Tail(NamedTuple):
     nbytes: int
     crc: int
     grade: Grade
+    origin: Origin = UNKNOWN
 
 
 class NewLogits(NamedTuple):
@@ -93,6 +96,8 @@ class NewLogits(NamedTuple):
     crc: int
     canonical: bool
     """Made by a canonical prefill of exactly the row's tokens, in this lease's chunk."""
+    origin: int = 0
+    """Of the row's last token, see :mod:`erllama_py._cache.origin`."""
 
 
 class Found(NamedTuple):
@@ -104,6 +109,7 @@ class Found(NamedTuple):
     payloads: Sequence[Payload]
     logits: Logits | None
     label: str | None
+    """``bit`` or ``token``, what the reader may count on; None cold."""
     tip: Node
     row: Row | None
     gated: int = 0
@@ -119,6 +125,15 @@ class Found(NamedTuple):
     def needed(self) -> list[Payload]:
         """The payloads to restore."""
         return [payload for payload in self.payloads if payload.node.start < self.keep]
+
+    @property
+    def exactness(self) -> str | None:
+        """The label, or ``stream`` where what is restored is one stream's, its logits too."""
+        needed = self.needed
+        if self.label != "token" or not is_one_stream(needed):
+            return self.label
+        logits = self.logits
+        return "stream" if logits is None or logits.origin.own == needed[-1].origin.own else "token"
 
     def tiers(self) -> Counter[str]:
         """Count the tokens to restore by the kind of tier they come from."""
@@ -148,7 +163,8 @@ class Lease:
     logits: StoredLogits | None
     """Of position ``keep - 1``; only for an exact hit.  The KV ends there too."""
     label: str | None
-    """``bit`` where the hit is identical to a cold run's state, else ``token``; None cold."""
+    """``bit`` where the hit is identical to a cold run's state; ``stream`` where it is to
+    what one stream had in its cells; else ``token``; None cold."""
     gated: int
     """Tokens that are there but quicker to compute than to restore."""
     tiers: Counter[str]
@@ -173,12 +189,13 @@ class Lease:
         self.via = found.via
         self.prefix_len = found.prefix_len
         self.keep = found.keep
-        self.label = found.label
+        self.label = found.exactness
         self.gated = found.gated
         needed = found.needed
         self._restoring = needed
         self.pieces = [
-            Piece(p.serial, where(p), p.nbytes, p.crc, p.node.start, p.node.end) for p in needed
+            Piece(p.serial, where(p), p.nbytes, p.crc, p.node.start, p.node.end, p.origin)
+            for p in needed
         ]
         self.tiers = found.tiers()
         logits = found.logits
@@ -241,7 +258,14 @@ class Lease:
     # -- adding -----------------------------------------------------------------------
 
     def add_block(
-        self, start: int, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, crc: int
+        self,
+        start: int,
+        tokens: bytes,
+        grade: Grade,
+        extent: Extent,
+        nbytes: int,
+        crc: int,
+        origin: Origin = UNKNOWN,
     ) -> bool:
         """Store the block of positions [start, start + block); the extent is given away.
 
@@ -263,7 +287,8 @@ class Lease:
             if tip is None or tip.end < start:
                 self._move_tip(None)
             elif tip.end == start:
-                node, new = self._add(tip, tokens, grade, extent, nbytes, crc)
+                blob = Blob({RAM: extent}, nbytes, crc, origin)
+                node, new = self._add(tip, tokens, grade, blob)
                 self._move_tip(node)
             if not new:
                 shared.give_back(extent)
@@ -331,10 +356,11 @@ class Lease:
         rest = tokens[tail.start * TOKEN_BYTES :]
         # What is cut off a whole chunk is no part of a canonical chain by itself.
         grade = self._want.stream if tail.grade.kind == "P" else tail.grade
-        return self._add(whole.tip, rest, grade, tail.extent, tail.nbytes, tail.crc)[1]
+        blob = Blob({RAM: tail.extent}, tail.nbytes, tail.crc, tail.origin)
+        return self._add(whole.tip, rest, grade, blob)[1]
 
     def _add_logits(self, row: Row, new: NewLogits) -> bool:
-        blob = Blob({RAM: new.extent}, new.extent.size, new.crc)
+        blob = Blob({RAM: new.extent}, new.extent.size, new.crc, Origin(new.origin))
         chunk = self._want.chunk
         taken = self._shared.index.set_logits(row, blob, chunk, canonical=new.canonical)
         if taken and row.logits is not None:
@@ -342,17 +368,16 @@ class Lease:
         return taken
 
     def _add(
-        self, parent: Node, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, crc: int
+        self, parent: Node, tokens: bytes, grade: Grade, blob: Blob
     ) -> tuple[Node | None, bool]:
         shared = self._shared
         now = shared.clock()
         if self._closed or shared.closed:
             return None, False
-        blob = Blob({RAM: extent}, nbytes, crc)
         node, new = shared.index.add(parent, tokens, grade, blob, self._want, now)
         if node is not None and new:
             payload = node.variants[grade]
-            payload.places[RAM] = shared.ram.trim(extent, nbytes)
+            payload.places[RAM] = shared.ram.trim(blob.extent, blob.nbytes)
             shared.stored(self._namespace, payload)
         return node, new
 

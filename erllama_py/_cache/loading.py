@@ -76,7 +76,8 @@ class _Loader:
         return taken
 
     def _blob(self, spot: Spot, entry: Entry, ours: bool, nbytes: int) -> Blob:
-        return Blob({self.tier if ours else self.tier.borrowed: spot}, nbytes, entry.crc)
+        tier = self.tier if ours else self.tier.borrowed
+        return Blob({tier: spot}, nbytes, entry.crc, entry.origin)
 
     def _used(self, entry: Entry) -> int:
         """Return an entry's time of use on the index's clock, which may be before its zero."""

@@ -14,6 +14,7 @@ from erllama_py._cache.divergence import Seen, diverge, evicted
 from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import COUNTER_OF, Found, Lease
+from erllama_py._cache.origin import UNKNOWN, Origin
 from erllama_py._cache.ram import Extent
 from erllama_py._cache.row import Space
 from erllama_py._cache.tier import RAM
@@ -158,7 +159,7 @@ class Namespace:
             kind=found.kind,
             via=found.via,
             prefix_len=found.prefix_len,
-            label=found.label,
+            label=found.exactness,
             tiers=dict(found.tiers()),
             gated=found.gated,
             resumes=resumes,
@@ -399,7 +400,13 @@ class Namespace:
     # -- sequences in one piece ---------------------------------------------------------
 
     def add_whole(
-        self, tokens: bytes, grade: Grade, extent: Extent, nbytes: int, checksum: int
+        self,
+        tokens: bytes,
+        grade: Grade,
+        extent: Extent,
+        nbytes: int,
+        checksum: int,
+        origin: Origin = UNKNOWN,
     ) -> bool:
         """Store a sequence whose KV is one payload; the extent is given away.
 
@@ -409,7 +416,8 @@ class Namespace:
         with shared.lock:
             new = False
             if not shared.closed:
-                blob = Blob({RAM: shared.ram.trim(extent, nbytes)}, nbytes, checksum)
+                place = shared.ram.trim(extent, nbytes)
+                blob = Blob({RAM: place}, nbytes, checksum, origin)
                 now = shared.clock()
                 node, new = shared.index.add_whole(self.space, tokens, grade, blob, now)
                 if new:

@@ -22,7 +22,7 @@ class Logits(Blob):
     __slots__ = ("row",)
 
     def __init__(self, row: Row, blob: Blob) -> None:
-        super().__init__(blob.places, blob.nbytes, blob.crc)
+        super().__init__(blob.places, blob.nbytes, blob.crc, blob.origin)
         self.row = row
 
 

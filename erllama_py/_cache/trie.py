@@ -28,6 +28,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from erllama_py._cache.origin import UNKNOWN, Origin, interned
 from erllama_py._cache.tier import RAM, Tier
 
 if TYPE_CHECKING:
@@ -65,12 +66,15 @@ class Blob:
     back with the last pin.
     """
 
-    __slots__ = ("crc", "live", "nbytes", "pins", "places")
+    __slots__ = ("crc", "live", "nbytes", "origin", "pins", "places")
 
-    def __init__(self, places: dict[Tier, Any], nbytes: int, crc: int) -> None:
+    def __init__(
+        self, places: dict[Tier, Any], nbytes: int, crc: int, origin: Origin = UNKNOWN
+    ) -> None:
         self.places = places
         self.nbytes = nbytes
         self.crc = crc
+        self.origin = interned(*origin)
         self.pins = 0
         self.live = True
 
@@ -91,7 +95,7 @@ class Payload(Blob):
     __slots__ = ("grade", "needed", "node", "serial")
 
     def __init__(self, serial: int, node: Node, grade: Grade, blob: Blob) -> None:
-        super().__init__(blob.places, blob.nbytes, blob.crc)
+        super().__init__(blob.places, blob.nbytes, blob.crc, blob.origin)
         self.serial = serial
         self.node = node
         self.grade = grade

@@ -20,6 +20,7 @@ from erllama_py._cache.grade import Want, streamed, whole_chunk
 from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import Lease, NewLogits, Tail
 from erllama_py._cache.namespace import Namespace
+from erllama_py._cache.origin import Origin
 from erllama_py._cache.policy import should_finish_save
 from erllama_py._cache.store import Cache
 from erllama_py._cache.trie import TOKEN_BYTES
@@ -397,7 +398,7 @@ class ModelCache:
         request.restore_ns = (request.restore_ns or 0) + took
         if frame.shared and request.exactness:
             # Taken over in the context, where it may have been decoded, or have had company.
-            request.exactness = "token"
+            request.exactness = "stream" if frame.stream else "token"
         if request.lease and not frame.bad and not frame.shared:
             nbytes = sum(piece.nbytes for piece in request.lease.pieces)
             self.gate.restored(request.lease.tiers, nbytes, took)
@@ -428,6 +429,7 @@ class ModelCache:
             extent,
             frame.stored.nbytes,
             frame.stored.crc,
+            frame.origin,
         )
 
     def saved(self, request: Request, frame: Saved) -> None:
@@ -443,9 +445,10 @@ class ModelCache:
                 stored.nbytes,
                 stored.crc,
                 frame.tail.grade,
+                frame.tail.origin,
             )
         if frame.logits:
-            logits = self._logits_of(frame.logits, canonical=frame.canonical)
+            logits = self._logits_of(frame, frame.logits)
         lease = request.lease
         if lease is None:
             for part in (tail, logits):
@@ -463,7 +466,7 @@ class ModelCache:
         lease, namespace = request.lease, request.namespace
         logits = None
         if frame.logits:
-            logits = self._logits_of(frame.logits, canonical=frame.canonical)
+            logits = self._logits_of(frame, frame.logits)
         try:
             extent = self._cache.reserve(frame.nbytes) if lease and namespace else None
             if extent is not None:
@@ -477,13 +480,14 @@ class ModelCache:
         tokens = request.tokens[: frame.length].tobytes()
         if extent is not None:
             grade = whole_chunk(self._chunk) if frame.canonical else streamed(self._threads)
-            namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc)
+            origin = Origin(frame.origin)
+            namespace.add_whole(tokens, grade, extent, frame.nbytes, frame.crc, origin)
         if lease.add_row(tokens, frame.reason, logits=logits):
             request.saved = max(request.saved, frame.length)
 
-    def _logits_of(self, stored: Stored, *, canonical: bool) -> NewLogits:
+    def _logits_of(self, frame: Saved | SavedWhole, stored: Stored) -> NewLogits:
         self._spent(stored.extent)
-        return NewLogits(stored.extent, stored.crc, canonical)
+        return NewLogits(stored.extent, stored.crc, frame.canonical, frame.origin)
 
     def count_packing(self, took_ns: int) -> None:
         """Count the time of a packing that is no request's save."""

@@ -18,6 +18,7 @@ from erllama_py._cache.ram import Extent
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import Captured, Saved, Stored
 from erllama_py._engine.job import Job
+from erllama_py._engine.origins import Origins
 from erllama_py._engine.sharedkv import SharedKv
 
 __all__ = ("Recorder", "copy_logits", "count_again")
@@ -27,9 +28,16 @@ class Recorder:
     """The engine thread's captures.  Checksums are made on the sink's thread."""
 
     def __init__(
-        self, backend: Backend, kv: SharedKv, out: Sink, policy: Policy, chunk: int
+        self,
+        backend: Backend,
+        kv: SharedKv,
+        out: Sink,
+        policy: Policy,
+        chunk: int,
+        origins: Origins,
     ) -> None:
         self._backend = backend
+        self._origins = origins
         self._kv = kv
         self._out = out
         self._policy = policy
@@ -76,10 +84,11 @@ class Recorder:
             return None
         threads = self._backend.info.n_threads
         number, grade = job.id, job.grade(start, end, self._chunk, threads)
+        origin = self._origins.of(job.slot, start, end)
 
         def build() -> Captured:
             stored = Stored(extent, written, crc(view[:written]))
-            return Captured(number, start, end, stored, grade, took)
+            return Captured(number, start, end, stored, grade, took, origin)
 
         return build
 
@@ -108,10 +117,12 @@ class Recorder:
             logits, view = copy_logits(self._backend, self._kv, logits_row)
         job.last_save = length
         number, canonical = job.id, job.canonical and length == job.prompt_len
+        origin = self._origins.of(job.slot, 0, length).own
 
         def build() -> Saved:
             stored = Stored(logits, len(view), crc(view)) if logits else None
-            return Saved(number, reason, length, tail() if tail else None, stored, canonical)
+            packed = tail() if tail else None
+            return Saved(number, reason, length, packed, stored, canonical, origin)
 
         self._out.defer(build)
 

@@ -63,7 +63,7 @@ def explain_request(host: ModelHost, what: Ref | Mapping[str, Any] | None) -> di
         raise _not_remembered(host.id, what)
     if past.lookup is None:
         if past.kind == "sticky":
-            return _sticky(past.prompt_len, past.prefix_len)
+            return _sticky(past.prompt_len, past.prefix_len, past.exactness)
         return _unlooked(past.prompt_len, past, caching=host.cache.namespace is not None)
     return _explanation(host, past.lookup, past)
 
@@ -73,7 +73,8 @@ def explain_prompt(host: ModelHost, tokens: bytes, options: RequestOptions) -> d
     if options.session is not None and not options.generate.bit:
         prompt = unpack_tokens(tokens)
         if held := host.sessions.goes_on(options.session, prompt):
-            return _sticky(len(prompt), held)
+            stream = host.sessions.keeps_stream(options.session)
+            return _sticky(len(prompt), held, "stream" if stream else "token")
     noted = host.cache.preview(tokens, options.generate, options.parent_key)
     if noted is None:
         return _unlooked(len(tokens) // TOKEN_BYTES, None, caching=False)
@@ -100,12 +101,12 @@ def _explanation(host: ModelHost, noted: Noted, past: Past | None) -> dict[str, 
     text = TokenTexts(lambda tokens: host.call("detokenize", tokens))
     beyond = host.cache.beyond(noted)
     seen, apart = noted.seen, noted.seen.apart
-    kind, prefix_len = seen.kind, seen.prefix_len
+    kind, prefix_len, label = seen.kind, seen.prefix_len, seen.label
     if past is not None and past.admitted:
-        kind, prefix_len = past.kind, past.prefix_len
+        kind, prefix_len, label = past.kind, past.prefix_len, past.exactness
     answer = _map(noted.total, kind, prefix_len)
     answer["via"] = Atom(seen.via)
-    answer["exactness"] = Atom(seen.label) if seen.label and kind != "cold" else None
+    answer["exactness"] = Atom(label) if label and kind != "cold" else None
     answer["tiers"] = {Atom(tier): tokens for tier, tokens in seen.tiers.items()}
     answer["lookup_ms"] = noted.took_ns / 1e6
     if past is not None and past.restore_ns is not None:
@@ -152,11 +153,12 @@ def _unlooked(total: int, past: Past | None, *, caching: bool) -> dict[str, Any]
     return {**answer, "reason": Atom(reason), "why": words}
 
 
-def _sticky(total: int, held: int) -> dict[str, Any]:
+def _sticky(total: int, held: int, label: str | None) -> dict[str, Any]:
     """Return the map of a prompt that goes on in the sequence of its session."""
     words = f"{held} of {_count(total)} are in the context, as its session's"
     answer = _map(total, "sticky", held)
-    return {**answer, "reason": Atom("sticky"), "why": words, "exactness": Atom("token")}
+    exactness = Atom(label) if label else None
+    return {**answer, "reason": Atom("sticky"), "why": words, "exactness": exactness}
 
 
 def _map(total: int, kind: str, prefix_len: int) -> dict[str, Any]:

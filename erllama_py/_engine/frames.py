@@ -42,6 +42,7 @@ import msgspec
 from erllama_py._backends.base import BackendConfig, BackendInfo
 from erllama_py._cache.grade import Grade
 from erllama_py._cache.lease import Piece
+from erllama_py._cache.origin import UNKNOWN, Origin
 from erllama_py._cache.policy import Policy
 from erllama_py._cache.ram import Extent
 from erllama_py._engine.adapterset import NO_ADAPTERS, AdapterSet
@@ -302,6 +303,8 @@ class Admitted(Frame, frozen=True):
     prefix_len: int
     adapters: int
     """As in :class:`Lookup`, which not every request has."""
+    stream: bool = False
+    """Of a ``sticky`` one: whether its cells are what one stream computed."""
 
 
 class Restored(Frame, frozen=True):
@@ -320,6 +323,8 @@ class Restored(Frame, frozen=True):
     """Time spent reading and verifying, most of it beside other work."""
     shared: int = 0
     """Tokens taken over from a live sequence of the context instead of restored."""
+    stream: bool = False
+    """Whether they and what was restored behind them are what one stream computed."""
 
 
 class Token(Frame, frozen=True):
@@ -367,6 +372,7 @@ class Captured(Frame, frozen=True):
     stored: Stored
     grade: Grade
     pack_ns: int
+    origin: Origin = UNKNOWN
 
 
 class Saved(Frame, frozen=True):
@@ -382,6 +388,8 @@ class Saved(Frame, frozen=True):
     tail: Captured | None
     logits: Stored | None
     canonical: bool
+    origin: int = 0
+    """Of the last of them."""
 
 
 class SavedWhole(Frame, frozen=True):
@@ -399,6 +407,7 @@ class SavedWhole(Frame, frozen=True):
     logits: Stored | None
     canonical: bool
     pack_ns: int
+    origin: int = 0
 
 
 class Packed(Frame, frozen=True):
@@ -469,6 +478,8 @@ class Kept(Frame, frozen=True):
 
     session: int
     tokens: int
+    stream: bool = False
+    """Whether they are what one stream computed."""
 
 
 class Phase(Frame, frozen=True):

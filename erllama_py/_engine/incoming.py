@@ -73,7 +73,7 @@ class Incoming(Callers):
             case Phase():
                 self._phase = frame.phase
             case Kept():
-                self.sessions.kept(frame.session, frame.tokens)
+                self.sessions.kept(frame.session, frame.tokens, stream=frame.stream)
             case Answer() | Refused():
                 pending = life.calls.pop(frame.id, None)
                 if pending is None:
@@ -134,7 +134,7 @@ class Incoming(Callers):
                 if frame.kind == "cold":
                     request.exactness = None
                 elif frame.kind == "sticky":  # decoded there, or beside others
-                    request.exactness = "token"
+                    request.exactness = "stream" if frame.stream else "token"
                 if request.mode != "verify":
                     self.last_hit = {"kind": Atom(frame.kind), "prefix_len": frame.prefix_len}
 

@@ -83,6 +83,8 @@ class Past(msgspec.Struct, frozen=True):
     kind: str
     """As admitted; so is the length."""
     prefix_len: int
+    exactness: str | None
+    """As in its stats."""
     restore_ns: int | None
     lookup: Noted | None
     stats: dict[str, Any] | None
@@ -157,6 +159,7 @@ def past_of(request: Request) -> Past:
         over=request.over,
         kind=request.kind,
         prefix_len=request.prefix_len,
+        exactness=(request.stats or {}).get("exactness", request.exactness),
         restore_ns=request.restore_ns,
         lookup=request.lookup,
         stats=request.stats,

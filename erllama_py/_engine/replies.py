@@ -35,6 +35,7 @@ from erllama_py._engine.frames import (
 from erllama_py._engine.guessing import Guessing
 from erllama_py._engine.job import Job, Stage
 from erllama_py._engine.measures import Measures
+from erllama_py._engine.origins import Origins
 from erllama_py._engine.restore import BadPiece
 from erllama_py._engine.sharedkv import SharedKv
 from erllama_py._engine.slots import Slots
@@ -83,8 +84,10 @@ class Replies:
         self._policy = policy
         self._chunk = chunk
         self._parking = parking
-        self._recorder = _recorder(backend, kv, out, policy, chunk) if policy else None
         self._slots = Slots(backend, lambda session: out.put(Kept(session, 0)))
+        self._recorder = (
+            _recorder(backend, kv, out, policy, chunk, self._slots.origins) if policy else None
+        )
         self._adapters = Adapting(backend)
         self._guessing = Guessing(backend, self._slots, out, policy)
         self._measures = Measures()
@@ -116,7 +119,8 @@ class Replies:
         if job.admitted:
             return
         job.admitted = True
-        self._out.put(Admitted(job.id, kind, prefix_len, self._set_of(job).number))
+        stream = kind == "sticky" and self._slots.origins.is_stream(job.slot, len(job.ledger))
+        self._out.put(Admitted(job.id, kind, prefix_len, self._set_of(job).number, stream))
         if not job.cached or job.verifies or self._policy is None:
             return
         boundary = cold_save_split(job.prompt_len, self._policy) or 0
@@ -361,7 +365,8 @@ class Replies:
             self._queue.remove(job)
         self._jobs.pop(job.id, None)
         if job.session:
-            self._out.put(Kept(job.session, self._slots.kept(job.session)))
+            kept = self._slots.kept(job.session)
+            self._out.put(Kept(job.session, kept, self._slots.keeps_stream(job.session)))
         self._out.put(Closed(job.id, job.prefill_ns, job.prefill_tokens))
 
     def _drop_restore(self, job: Job, bad: BadPiece | None = None) -> None:
@@ -371,15 +376,15 @@ class Replies:
             restore.drop()
             self._measures.restored(restore.spent_ns, restore.unpacked_bytes)
             nodes, corrupt = ([bad.node], bad.corrupt) if bad else ([], False)
-            self._out.put(
-                Restored(job.id, nodes, corrupt, restore.spent_ns, restore.read_ns, restore.shared)
-            )
+            took = restore.spent_ns, restore.read_ns
+            stream = job.active and self._slots.origins.is_stream(job.slot, restore.keep)
+            self._out.put(Restored(job.id, nodes, corrupt, *took, restore.shared, stream))
 
 
 def _recorder(
-    backend: Backend, kv: SharedKv, out: Sink, policy: Policy, chunk: int
+    backend: Backend, kv: SharedKv, out: Sink, policy: Policy, chunk: int, origins: Origins
 ) -> Recorder | WholeRecorder:
     """Choose how a model's sequences are captured."""
     if backend.info.blocks:
-        return Recorder(backend, kv, out, policy, chunk)
-    return WholeRecorder(backend, kv, out, policy)
+        return Recorder(backend, kv, out, policy, chunk, origins)
+    return WholeRecorder(backend, kv, out, policy, origins)

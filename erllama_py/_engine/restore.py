@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from erllama_py._backends.base import Backend, NoSlot, RestoreFailed
 from erllama_py._cache.lease import Piece
+from erllama_py._cache.origin import Origin
 from erllama_py._engine.frames import Plan
 from erllama_py._engine.sharedkv import SharedKv
 
@@ -120,6 +121,10 @@ class Restore:
     def complete(self) -> bool:
         """Whether every piece is in the sequence."""
         return self._done == len(self._pieces)
+
+    def put_in(self) -> list[tuple[int, Origin]]:
+        """Return where each piece that was not left out begins, and its origin."""
+        return [(piece.start, piece.origin) for piece in self._pieces[self._first :]]
 
     def whole(self, tokens: int) -> int:
         """Return how many of so many leading tokens can be taken from elsewhere.

@@ -103,6 +103,7 @@ class Resuming(Replies):
         job.last_save = job.held
         job.stage = Stage.RUN
         self._admit(job, "sticky", job.held)
+        self._slots.origins.begin(job.slot, len(job.ledger))
         self._end_if_done(job)
 
     def _end_if_done(self, job: Job) -> None:
@@ -164,6 +165,7 @@ class Resuming(Replies):
     def _go_on_cold(self, job: Job) -> None:
         """Start from nothing: no plan, or one that could not be restored."""
         self._slots.clear(job.slot)
+        self._slots.origins.begin(job.slot, 0)
         job.inherited = job.captured = job.last_save = 0
         job.exact = False
         job.stage = Stage.RUN
@@ -208,7 +210,10 @@ class Resuming(Replies):
         """The sequence is what it should be: go on from there."""
         plan, keep = restore.plan, restore.keep
         self._slots.measure(job)  # it may end here, and leave its slot to others
+        for start, origin in restore.put_in():
+            self._slots.origins.put(job.slot, start, origin)
         self._drop_restore(job)
+        self._slots.origins.begin(job.slot, keep)
         if job.verifies and keep % self._chunk and job.stage is not Stage.CLOSING:
             # A sliding window could not be cut at the chunk: other cuts have other bits.
             job.canonical = len(self._slots.running) == 1 and not self._slots.parked

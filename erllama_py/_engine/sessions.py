@@ -39,6 +39,8 @@ class _Session:
         """Requests of which the engine may yet keep something: over, maybe, but not closed."""
         self.tokens = 0
         """In the context, waiting for the next request."""
+        self.stream = False
+        """Whether these are what one stream computed."""
         self.since = time.monotonic()
         """When that was last so."""
 
@@ -80,12 +82,15 @@ class Sessions:
         self._by_number[session.number] = session
         return session
 
-    def kept(self, number: int, tokens: int) -> None:
-        """So many tokens of a session are in the context, for its next request."""
+    def kept(self, number: int, tokens: int, *, stream: bool = False) -> None:
+        """So many tokens of a session are in the context, for its next request.
+
+        :param stream: whether they are what one stream computed.
+        """
         with self._lock:
             session = self._by_number.get(number)
             if session is not None:
-                session.tokens = tokens
+                session.tokens, session.stream = tokens, stream
                 session.since = time.monotonic()
                 self._settle(session)
 
@@ -122,6 +127,12 @@ class Sessions:
                 return 0
             kept = session.request.tokens[: session.tokens]
             return session.tokens if kept == tokens[: session.tokens] else 0
+
+    def keeps_stream(self, key: SessionKey) -> bool:
+        """Whether what a session has in the context is what one stream computed."""
+        with self._lock:
+            session = self._by_key.get(key)
+            return session is not None and session.stream
 
     def all(self) -> list[dict[str, Any]]:
         """Return the sessions, those used longest ago first; see ``api.list_sessions``."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from erllama_py._backends.base import BLOCK, Backend
 from erllama_py._engine.cells import Cells
 from erllama_py._engine.job import Job, Stage
+from erllama_py._engine.origins import Origins
 
 __all__ = ("Head", "Slots", "common")
 
@@ -47,6 +48,7 @@ class Slots:
         self._sessions: dict[int, int] = {}
         """Slots of the parked sequences that are a session's, by session."""
         self._cells = Cells()
+        self.origins = Origins()
 
     def active(self) -> list[Job]:
         """Jobs that hold a slot, in the order of slots."""
@@ -120,6 +122,11 @@ class Slots:
         """Return how many tokens of a session wait for its next request; 0: none do."""
         slot = self._sessions.get(session)
         return 0 if slot is None else len(self.parked[slot])
+
+    def keeps_stream(self, session: int) -> bool:
+        """Whether what waits for a session's next request is what one stream computed."""
+        slot = self._sessions.get(session)
+        return slot is not None and self.origins.is_stream(slot, len(self.parked[slot]))
 
     def goes_on(self, job: Job) -> bool:
         """Whether a job can go on in the sequence of its session.
@@ -219,11 +226,14 @@ class Slots:
         """Remove every cell of a slot."""
         self._backend.clear(slot)
         self._cells.resize(slot, 0)
+        self.origins.clear(slot)
 
     def truncate(self, slot: int, length: int) -> bool:
         """Cut a slot; see :meth:`erllama_py._backends.base.Backend.truncate`."""
         done = self._backend.truncate(slot, length)
-        self._cells.resize(slot, self._backend.length(slot))
+        left = self._backend.length(slot)
+        self._cells.resize(slot, left)
+        self.origins.cut(slot, left)
         return done
 
     def share(self, source: int, target: int, length: int) -> bool:
@@ -231,6 +241,7 @@ class Slots:
         if not self._backend.share(source, target, length):
             return False
         self._cells.share(source, target, length)
+        self.origins.share(source, target, length)
         return True
 
     def used(self) -> int:

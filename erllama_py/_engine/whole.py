@@ -22,6 +22,7 @@ from erllama_py._engine.capture import copy_logits, count_again
 from erllama_py._engine.channel import Sink
 from erllama_py._engine.frames import SavedWhole, Stored
 from erllama_py._engine.job import Job
+from erllama_py._engine.origins import Origins
 from erllama_py._engine.sharedkv import SharedKv
 
 __all__ = ("WholeRecorder",)
@@ -30,8 +31,11 @@ __all__ = ("WholeRecorder",)
 class WholeRecorder:
     """The engine thread's captures.  Checksums are made on the sink's thread."""
 
-    def __init__(self, backend: Backend, kv: SharedKv, out: Sink, policy: Policy) -> None:
+    def __init__(
+        self, backend: Backend, kv: SharedKv, out: Sink, policy: Policy, origins: Origins
+    ) -> None:
         self._backend = backend
+        self._origins = origins
         self._kv = kv
         self._out = out
         self._policy = policy
@@ -86,10 +90,13 @@ class WholeRecorder:
         view = packed
         logits, logits_view = copy_logits(self._backend, self._kv, logits_row)
         number, canonical = job.id, job.canonical and length == job.prompt_len
+        origin = self._origins.of(job.slot, 0, length).own
 
         def build() -> SavedWhole:
             stored = Stored(logits, len(logits_view), crc(logits_view)) if logits else None
-            return SavedWhole(number, reason, length, len(view), crc(view), stored, canonical, took)
+            return SavedWhole(
+                *(number, reason, length, len(view), crc(view), stored, canonical, took, origin)
+            )
 
         self._out.defer(build, fd)
 

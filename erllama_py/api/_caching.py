@@ -44,7 +44,7 @@ def explain(model: ModelArg, what: Any = None, options: Options | None = None) -
                           ``cold``; ``None`` where nothing was looked up
     ``prompt_tokens``     length of the prompt
     ``prefix_len``        tokens of it that were found, as admitted
-    ``exactness``         ``bit`` or ``token``; ``None`` for a cold one
+    ``exactness``         ``bit``, ``stream`` or ``token``; ``None`` for a cold one
     ``tiers``             kind of tier to tokens found there: ``ram``, ``ram_file``, ``disk``
     ``lookup_ms``         time of the lookup; ``None`` where there was none
     ``restore_ms``        time of reading, verifying and unpacking, most of it beside other
@@ -210,7 +210,7 @@ def verify_exact(
     ``positions``           tokens whose logits were compared: to the first other token
     ``kind``                of the warm run's hit: ``exact``, ``partial``, ``cold``
     ``prefix_len``          tokens of the prompt that it found
-    ``exactness``           what that hit promised: ``bit``, ``token``, ``None`` if cold
+    ``exactness``           what that hit promised: ``bit``, ``stream``, ``token``; ``None``: cold
     ``tier``                the slowest tier it was in: ``ram``, ``ram_file``, ``disk``
     ======================  =============================================================
 

@@ -122,6 +122,7 @@ PURE = (
     "erllama_py._cache.index",
     "erllama_py._cache.key",
     "erllama_py._cache.kvc",
+    "erllama_py._cache.origin",
     "erllama_py._cache.policy",
     "erllama_py._cache.queue",
     "erllama_py._cache.reservations",

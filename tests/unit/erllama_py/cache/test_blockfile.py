@@ -21,6 +21,7 @@ from erllama_py._cache.blockfile import (
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.grade import last_slice, streamed, whole_chunk
 from erllama_py._cache.key import encode_tokens
+from erllama_py._cache.origin import UNKNOWN, Origin
 from erllama_py._cache.room import Room
 
 HEAD = Head(64, 1024, b"\x11" * 32, b'{"model": "x"}', 1_700_000_000)
@@ -213,3 +214,20 @@ def test_room_can_be_claimed_where_it_is_free():
     room.give_back(40, 20)
     assert room.holes == [(40, 20)]
     assert not room.claim(0, 10)
+
+
+def test_an_origin_is_in_bytes_that_were_zeros_before():
+    """So files of before are read, as of unknown origin, and whoever wrote them reads ours."""
+    known = msgspec.structs.replace(BLOCK, origin=Origin((1 << 64) - 1, 0x0102030405060708))
+    with_it, without = packed(known), packed(BLOCK)
+    assert without[-24:-8] == bytes(16)
+    assert with_it[-24:-8] == b"\xff" * 8 + bytes(range(8, 0, -1))
+    assert with_it[4:-24] == without[4:-24]
+    assert unpack_row(HEAD, 9, without)[0].origin == UNKNOWN
+    assert unpack_row(HEAD, 9, with_it)[0] == known
+    # Of the longest tokens, too, they are no part.
+    assert 136 + len(known.tokens) <= len(with_it) - 24
+    wrong = bytearray(with_it)
+    wrong[-20] ^= 1
+    with pytest.raises(Damaged):
+        unpack_row(HEAD, 9, bytes(wrong))

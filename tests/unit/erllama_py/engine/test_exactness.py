@@ -132,7 +132,7 @@ def test_what_is_taken_over_in_the_context_promises_no_bits() -> None:
         events = list(api.infer(model, [*tokens, 7, 8], {"response_tokens": 2}))
         running.cancel()
         alone = api.infer(model, [*tokens, 9], {"response_tokens": 2, "exactness": "bit"})
-        for stream, promise in ((events, "token"), (list(alone), "bit")):
+        for stream, promise in ((events, "stream"), (list(alone), "bit")):
             stats = stream[-1].stats
             assert stats is not None
             assert (stats["prefix_len"], stats["exactness"]) == (256, promise)
@@ -206,7 +206,7 @@ def test_at_bit_every_hit_is_equal(model: api.Model) -> None:
 def test_at_token_a_hit_says_that_it_may_differ_and_by_how_much(model: api.Model) -> None:
     model.prefill(model.tokenize(PROMPT))
     found = model.verify_exact(PROMPT + "And then", tokens=6)
-    assert (found["kind"], found["exactness"]) == ("partial", "token")
+    assert (found["kind"], found["exactness"]) == ("partial", "stream")
     assert found["prefix_len"] % 128  # another cut, so other sums
     assert found["equal"] == (found["first_difference"] is None)
     assert found["largest_difference"] < 4

@@ -64,7 +64,7 @@ def test_a_prompt_that_forks_names_the_token_and_the_row(model: api.Model) -> No
     key = api.prefill_only(model, PROMPT)["finish_key"]
     answer = api.explain(model, OTHER)
     assert (answer["reason"], answer["kind"], answer["prefix_len"]) == ("diverged", "partial", 150)
-    assert (answer["via"], answer["exactness"]) == ("longest_prefix", "token")
+    assert (answer["via"], answer["exactness"]) == ("longest_prefix", "stream")
     assert answer["tiers"] == {"ram": 150}
     assert answer["nearest_row"] == {"key": key, "tokens": 200, "shared": 150}
     assert answer["first_difference"] == {
