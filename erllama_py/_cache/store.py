@@ -352,7 +352,7 @@ class Cache:
         with shared.lock:
             now, index, ram = shared.clock(), shared.index, shared.ram
             # What was read from files was used at other times than it was put into the index.
-            latest = sorted(reversed(index.rows), key=attrgetter("used"), reverse=True)
+            latest = sorted(index.rows, key=attrgetter("used"))[::-1]
             page = latest[offset : offset + limit]
             rows = [
                 {

@@ -44,10 +44,10 @@ def test_a_drive_s_colon_is_no_scale(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_paths_are_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/nowhere/somebody")
     assert parse_loras(["a.gguf:3", "~/b.gguf", "~no-such-user/c.gguf"]) == [
         (str(tmp_path / "a.gguf"), 3.0),
-        ("/home/somebody/b.gguf", 1.0),
+        ("/nowhere/somebody/b.gguf", 1.0),
         (str(tmp_path / "~no-such-user/c.gguf"), 1.0),
     ]
 

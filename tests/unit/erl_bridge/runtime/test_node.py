@@ -12,6 +12,7 @@ import pytest
 
 from erl_bridge import (
     NO_REPLY,
+    CallContext,
     Caller,
     ErlangError,
     GenHandler,
@@ -20,7 +21,7 @@ from erl_bridge import (
     NodeThread,
     NotConnected,
 )
-from erl_bridge.etf import Atom, EncodeError, Fun, Pid, Reference, encode
+from erl_bridge.etf import Atom, EncodeError, Fun, ImproperList, Pid, Reference, encode
 from erl_bridge.proto.control import Op
 from tests.unit.erl_bridge.conftest import Start
 from tests.unit.erl_bridge.rawpeer import COOKIE, RawPeer, unique_name

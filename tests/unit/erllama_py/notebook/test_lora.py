@@ -82,7 +82,7 @@ def test_it_is_of_the_model_in_use_or_the_one_named(shell: Any, stub: Any, style
 
 
 def test_requests_to_come_compute_with_it(shell: Any, stub: Any, style: Path) -> None:
-    cell = "%%erllama --max 2 -o answer\n" + " ".join(f"w{number}" for number in range(80))
+    cell = "%%erllama --max 2 -o answer\n" + " ".join(f"lora{number}" for number in range(80))
     hits = []
     for line in ("lora", "lora style.gguf", "lora", "lora --unload"):
         shell.run(f"%erllama {line}")
