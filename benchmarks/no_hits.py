@@ -2,7 +2,8 @@
 
 Two models of the same file, one with ``cache`` false.  Each pair gives both the same new
 prompts, back to back so that storing one overlaps the next, and changes who goes first.
-What is stored goes to memory and, as by default, on to files.
+What is stored goes to memory and, as by default, on to files.  What is still to be written
+when the prompts are answered is waited for, so that the other model does not pay for it.
 
     python -m benchmarks.no_hits [--model smollm2] [--pairs 10] [--tokens 256] [--prompts 3]
 
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from benchmarks._common import arguments, ask, load, machine, new_tokens, settle
+from benchmarks._common import arguments, ask, flush, load, machine, new_tokens, settle
 
 TARGET = 1.03
 REPLY = 32
@@ -32,6 +33,7 @@ def total(model: str, prompts: Sequence[list[int]]) -> float:
     if hits := [answer.kind for answer in answers if answer.kind != "cold"]:
         raise SystemExit(f"a new prompt was answered {hits[0]}")
     settle()
+    flush()
     return seconds
 
 

@@ -204,6 +204,7 @@ class Lease:
         for blob in self._pinned:
             blob.pins += 1
         self._tip: Node | None = None
+        self._shared.began()
         self._move_tip(found.tip)
         self.captured = found.tip.end
 
@@ -410,6 +411,7 @@ class Lease:
             if self._closed:
                 return
             self._closed = True
+            self._shared.ended()
             self._unpin()
             self._move_tip(None)
             waiting = [one for key in list(self._expected) for one in self._give_up(key)]

@@ -1,9 +1,10 @@
 """What moves payloads between memory and files, on a thread of its own.
 
 Two ways down.  *Save*: whatever is stored is written to its file tier soon after, so that
-a power cut takes no more than the last moments.  *Demote*: it is written when memory is
-needed for something else.  And one way up: *promote*, a payload that was restored from a
-file is read into memory, where the next restore is quicker.
+a power cut takes no more than the last moments (:mod:`erllama_py._cache.backlog` says
+when).  *Demote*: it is written when memory is needed for something else.  And one way up:
+*promote*, a payload that was restored from a file is read into memory, where the next
+restore is quicker.
 
 Besides, on the same thread: uses are noted in files, so that what is worth keeping is still
 known after a restart; and after a lookup that found too little, what other processes have
@@ -20,11 +21,13 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from erllama_py._cache.backlog import SETTLE_S, Backlog
 from erllama_py._cache.checksum import crc
 from erllama_py._cache.filetier import FileTier
 from erllama_py._cache.queue import uses_of
@@ -42,10 +45,6 @@ __all__ = ("Mover",)
 
 QUEUED_MOST: Final = 65536
 """Payloads and rows waiting to be written: entries of some hundred bytes."""
-
-SETTLE_S: Final = 0.2
-"""How long a new payload waits before it is written: a tail is often replaced by a block,
-and logits by better ones, within moments."""
 
 USES_S: Final = 5.0
 """How long uses are collected before they are noted in files: they are only a hint."""
@@ -79,7 +78,7 @@ class Mover:
         self._demote = demote
         self._promote = promote
         self._wake = threading.Condition()
-        self._jobs: collections.deque[Job] = collections.deque()
+        self._jobs = Backlog(shared.ram.quota)
         self._promotions: collections.deque[Payload] = collections.deque()
         self._uses: dict[Payload | Row, None] = {}
         self._misses: dict[Namespace, None] = {}
@@ -106,8 +105,8 @@ class Mover:
             if len(self._jobs) >= QUEUED_MOST:
                 self._saver.drop(item)
                 return
-            self._jobs.append(Job(namespace, item, time.monotonic() + SETTLE_S))
-            self._poke()
+            if self._jobs.add(Job(namespace, item, time.monotonic())):
+                self._poke()
 
     def restored(self, payloads: Iterable[Payload]) -> None:
         """Payloads were restored; those in files only may be worth memory now."""
@@ -236,8 +235,13 @@ class Mover:
 
     def _pause(self) -> float | None:
         if self._jobs:
-            return SETTLE_S
+            # Nobody says when the last request ends, but then it is due no earlier.
+            return max(0.0, min(SETTLE_S, self._due_at() - time.monotonic()))
         return USES_S if self._uses else None
+
+    def _due_at(self) -> float:
+        """Return when what is stored is to be written."""
+        return -math.inf if self._jobs and self._hurry else self._jobs.due(self._shared.idle_since)
 
     def _due(self) -> bool:
         if self._saver.frees or self._promotions or self._misses:
@@ -245,7 +249,7 @@ class Mover:
         now = time.monotonic()
         if self._uses_due(now):
             return True
-        return bool(self._jobs) and (self._hurry > 0 or self._jobs[0].due <= now)
+        return self._due_at() <= now
 
     def _uses_due(self, now: float) -> bool:
         return bool(self._uses) and (self._hurry > 0 or now - self._noted >= USES_S)
@@ -256,11 +260,8 @@ class Mover:
         if self._uses_due(now):
             self._noted = now
             self._note_uses()
-        jobs = []
-        while self._jobs and (self._hurry or self._jobs[0].due <= now):
-            jobs.append(self._jobs.popleft())
-        if jobs:
-            self._saver.write(jobs)
+        if self._due_at() <= now:
+            self._saver.write(self._jobs.take(now, all_of_it=self._hurry > 0))
 
     def _note_uses(self) -> None:
         now = int(time.time())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from erllama_py._cache.blockfile import Entry
 from erllama_py._cache.entries import block_entry, row_entry
 from erllama_py._cache.filetier import FileTier
+from erllama_py._cache.ram import enter
 from erllama_py._cache.row import Logits, Row
 from erllama_py._cache.tier import RAM
 from erllama_py._cache.trie import Blob, Node, Payload
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from erllama_py._cache.namespace import Namespace
     from erllama_py._cache.shared import Shared
 
-__all__ = ("Item", "Job", "Saver")
+__all__ = ("BATCH_BYTES", "Item", "Job", "Saver")
 
 Item = Payload | Row | Logits
 """What is written."""
@@ -51,7 +52,8 @@ class Job(NamedTuple):
 
     space: Namespace
     item: Item
-    due: float
+    stored: float
+    """When it came, in seconds of the monotonic clock."""
 
 
 class Write(NamedTuple):
@@ -188,6 +190,8 @@ class Saver:
             return None
         try:
             at = spot.offset
+            if isinstance(item, Blob):
+                enter(data[-1], item.extent.offset)
             for part in data:
                 tier.directory.write(spot._replace(offset=at), part)
                 at += len(part)
@@ -197,12 +201,12 @@ class Saver:
             return None
         return Write(item, spot, entry)
 
-    def _bytes(self, item: Item) -> list[bytes | memoryview]:
+    def _bytes(self, item: Item) -> list[memoryview]:
         if isinstance(item, Row):
             return []
         data = self._shared.ram.view(item.extent)[: item.nbytes]
         if isinstance(item, Payload) and item.node.whole:
-            return [item.node.tokens, data]
+            return [memoryview(item.node.tokens), data]
         return [data]
 
     def _entry(self, item: Item, tier: FileTier, coming: set[Any]) -> Entry | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,9 @@ class Shared:
         """Who writes to them; None where there are none."""
         self.counters = Counters()
         self.clock = clock
+        self.idle_since: float | None = time.monotonic()
+        """When the last request ended, in seconds; None while there are any."""
+        self._leases = 0
         self.closed = False
         self._resizing = threading.Lock()
         """Held by whoever adds or drains segments; taken before ``lock``, never inside."""
@@ -82,6 +86,17 @@ class Shared:
         """Have something new written to the namespace's file tier."""
         if self.mover is not None:
             self.mover.stored(namespace, item)
+
+    def began(self) -> None:
+        """Count a request that begins."""
+        self._leases += 1
+        self.idle_since = None
+
+    def ended(self) -> None:
+        """Count one that is over."""
+        self._leases -= 1
+        if not self._leases:
+            self.idle_since = time.monotonic()
 
     def give_back(self, extent: Extent) -> None:
         """Free an extent the index never took."""

@@ -52,6 +52,22 @@ def test_extents_are_aligned_and_apart(make):
     assert tier.reserve(1) is None
 
 
+@pytest.mark.parametrize(("before", "nbytes"), [(64, 64), (PAGE - 64, 2 * PAGE), (3 * PAGE, PAGE)])
+def test_pages_are_entered_wherever_an_extent_begins_and_ends(make, before, nbytes):
+    tier = make(4 * PAGE, segment_bytes=4 * PAGE)
+    tier.reserve(before)
+    extent = tier.reserve(nbytes)
+    fd, _ = tier.segments[extent.segment]
+    os.pwrite(fd, b"x" * nbytes, extent.offset)
+    view = tier.view(extent)
+    ram.enter(view, extent.offset)
+    assert view == b"x" * nbytes
+
+
+def test_memory_of_ones_own_needs_no_entering():
+    ram.enter(memoryview(b"abc"), 0)
+
+
 def test_what_is_written_through_the_descriptor_is_read_in_the_view(make):
     tier = make(4 * PAGE, segment_bytes=2 * PAGE)
     tier.reserve(64)
