@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
+from erllama_py._engine import worker
 from erllama_py._engine.registry import core
+from erllama_py._engine.scheduler import Scheduler
+from erllama_py.testing import stub_model
+from tests.sessionlab import Loaded
 from tests.waiting import wait_for
 
 
@@ -21,3 +29,24 @@ def empty_cache() -> None:
 
     wait_for(empty)
     cache.counters.reset()
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Load stubs with their schedulers within reach; all are unloaded in the end."""
+    made: list[Scheduler] = []
+
+    def scheduler(*args: Any, **options: Any) -> Scheduler:
+        made.append(Scheduler(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(worker, "Scheduler", scheduler)
+
+    with contextlib.ExitStack() as stack:
+
+        def make(slots: int = 1, n_ctx: int = 4096, **config: Any) -> Loaded:
+            manager = stub_model(context_opts={"n_ctx": n_ctx, "n_seq_max": slots}, **config)
+            model = stack.enter_context(manager)
+            return Loaded(model, made[-1])
+
+        yield make
