@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from erllama_py._cache.divergence import diverge
+from erllama_py._cache.finding import search
 from erllama_py._cache.grade import Want, streamed, whole_chunk
 from erllama_py._cache.identity import Identity
 from erllama_py._cache.key import encode_tokens
@@ -64,7 +65,7 @@ def main() -> None:
         f"{length} tokens asked for"
     )
 
-    index, root = space.shared.index, space.space
+    root = space.space
     tokens = encode_tokens(prompt)
     diverging = encode_tokens([*prompt[:-30], *range(60_000, 60_030)])
     miss = encode_tokens([60_000, *prompt])
@@ -78,14 +79,14 @@ def main() -> None:
         assert extent is not None
         cache.release(extent)
 
-    measure("search, all of it", lambda: index.search(root, tokens, want))
-    measure("search, all but 30", lambda: index.search(root, diverging, want))
-    measure("search, bit", lambda: index.search(root, diverging, bit))
-    measure("search, nothing", lambda: index.search(root, miss, want))
+    measure("search, all of it", lambda: search(root, tokens, want))
+    measure("search, all but 30", lambda: search(root, diverging, want))
+    measure("search, bit", lambda: search(root, diverging, bit))
+    measure("search, nothing", lambda: search(root, miss, want))
     measure("key", lambda: space.key(tokens))
     measure("lookup and close, exact", lambda: admit(tokens))
     measure("lookup and close, partial", lambda: admit(diverging))
-    reached = index.search(root, diverging, want).tip
+    reached = search(root, diverging, want).tip
 
     def ask_why() -> None:
         seen = space.preview(diverging, chunk=CHUNK, threads=THREADS)

@@ -1,4 +1,6 @@
-"""The index: what is stored, found, superseded and evicted, across all namespaces.
+"""The index: what is stored, superseded and evicted, across all namespaces.
+
+How things are found in it: :mod:`erllama_py._cache.finding`.
 
 Pure data: no locks, no clocks (times are passed in), no bytes.  Extents are opaque; the
 ones that became free wait in :attr:`Index.freed` for the owner to collect.
@@ -29,7 +31,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
-from erllama_py._cache.grade import Grade, Want, last_slice
+from erllama_py._cache.finding import exact, locate
+from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.heads import Heads
 from erllama_py._cache.queue import EvictionQueue, used
 from erllama_py._cache.row import Ghost, Logits, Row, Space
@@ -37,16 +40,13 @@ from erllama_py._cache.tier import RAM, Tier
 from erllama_py._cache.trie import (
     TOKEN_BYTES,
     Blob,
-    Match,
     Node,
     Payload,
     covering,
-    longest_prefix,
     prefixes,
-    walk,
 )
 
-__all__ = ("Index", "Logits", "Row", "Space")
+__all__ = ("Index",)
 
 LOGITS_KEPT: Final = 4
 """Rows of one branch that keep their logits: the turns a user is likely to redo."""
@@ -91,56 +91,6 @@ class Index:
     def _offer_everywhere(self, node: Node) -> None:
         """Offer a node in every tier: what it waited for may have ended."""
         self._offer(node, {t for payload in node.variants.values() for t in payload.places})
-
-    # -- finding --------------------------------------------------------------------
-
-    def search(self, space: Space, tokens: bytes, want: Want) -> Match:
-        """Find the longest usable prefix of ``tokens``.
-
-        At ``bit`` these are whole blocks; cutting down to a multiple of the chunk is
-        for the caller, who also knows how many tokens must be left to compute.
-        """
-        match = walk(space.root, tokens, want, self.block)
-        at = match.length * TOKEN_BYTES
-        rest = tokens[at : at + self.block * TOKEN_BYTES]
-        if rest and not want.bit:
-            found = match.tip.nearest(rest, want)
-            if found is not None:
-                match.payloads.append(found[0])
-                match.length += found[1]
-        whole = self._longest_whole(space, tokens, want)
-        if whole is not None and whole.node.end > match.length:
-            return Match([whole], whole.node.end, match.tip)
-        return match
-
-    def _longest_whole(self, space: Space, tokens: bytes, want: Want) -> Payload | None:
-        """Find the longest sequence in one piece that leaves a token to compute."""
-        if not space.wholes.order:
-            return None
-        return longest_prefix(space.wholes, tokens[:-TOKEN_BYTES], want)
-
-    def exact(self, space: Space, tokens: bytes, chunk: int) -> Match | None:
-        """Find the payloads a canonical prefill of exactly these tokens left, or None."""
-        one_piece = space.wholes.children.get(tokens)
-        if one_piece is not None:
-            only = one_piece.variants.get(Grade("P", chunk))
-            return Match([only], one_piece.end, space.root) if only else None
-        length = len(tokens) // TOKEN_BYTES
-        boundary = length // chunk * chunk
-        whole, last = Grade("P", chunk), last_slice(chunk, length)
-        step = self.block * TOKEN_BYTES
-        payloads: list[Payload] = []
-        node = tip = space.root
-        for at in range(0, len(tokens), step):
-            child = node.children.get(tokens[at : at + step])
-            payload = child.variants.get(whole if node.end < boundary else last) if child else None
-            if child is None or payload is None:
-                return None
-            payloads.append(payload)
-            node = child
-            if len(node.tokens) == step:
-                tip = node
-        return Match(payloads, length, tip)
 
     # -- storing --------------------------------------------------------------------
 
@@ -315,18 +265,6 @@ class Index:
 
     # -- rows -----------------------------------------------------------------------
 
-    def locate(self, space: Space, tokens: bytes, want: Want) -> Node | None:
-        """Return the deepest node of these tokens, or None where some of them are missing."""
-        whole = space.wholes.children.get(tokens)
-        if whole is not None and whole.usable(want.loosely):
-            return whole
-        match = walk(space.root, tokens, want.loosely, self.block)
-        rest = tokens[match.length * TOKEN_BYTES :]
-        if not rest:
-            return match.tip
-        last = covering(match.tip, rest, want.loosely) if len(rest) < self._step else None
-        return last.node if last else None
-
     @property
     def _step(self) -> int:
         return self.block * TOKEN_BYTES
@@ -336,7 +274,7 @@ class Index:
     ) -> Row | None:
         """Record a row, or return the one that is there; None where its chain is broken."""
         row = space.rows.get(key)
-        node = self.locate(space, tokens, want)
+        node = locate(space, tokens, want)
         if row is None and node is not None and tokens:
             row = self.adopt_row(space, key, node, len(tokens) // TOKEN_BYTES, now)
             row.reason = reason
@@ -372,7 +310,7 @@ class Index:
         """Keep what makes a row exact at ``bit``, if it is, for as long as its logits."""
         if not row.canonical or row.wants:
             return
-        match = self.exact(row.space, tokens, row.canonical)
+        match = exact(row.space, tokens, row.canonical)
         if match is not None:
             row.wants = [p for p in match.payloads if p.grade.kind == "T"]
             for payload in row.wants:

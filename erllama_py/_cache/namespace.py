@@ -11,6 +11,7 @@ import msgspec
 
 from erllama_py._cache import key as keys
 from erllama_py._cache.divergence import Seen, diverge, evicted
+from erllama_py._cache.finding import exact, search
 from erllama_py._cache.grade import Grade, Want
 from erllama_py._cache.identity import Identity
 from erllama_py._cache.lease import COUNTER_OF, Found, Lease
@@ -200,7 +201,7 @@ class Namespace:
         resumes: bool,
         worth: Callable[[Sequence[Payload]], int] | None = None,
     ) -> Found:
-        index, length = self.shared.index, len(tokens) // TOKEN_BYTES
+        length = len(tokens) // TOKEN_BYTES
         row = self.space.rows.get(key)
         if row is not None and row.node.whole and row.logits is not None and not want.bit:
             only = row.node.usable(want)
@@ -209,11 +210,11 @@ class Namespace:
                     "exact", length, length, (only,), row.logits, "token", self.space.root, row
                 )
         if row is not None and row.logits is not None and row.canonical == want.chunk:
-            same = index.exact(self.space, tokens, want.chunk)
+            same = exact(self.space, tokens, want.chunk)
             if same is not None:
                 payloads, logits = same.payloads, row.logits
                 return Found("exact", length, length, payloads, logits, "bit", same.tip, row)
-        match = index.search(self.space, tokens, want)
+        match = search(self.space, tokens, want)
         reached = match.tip
         gated = _cut_to_worth(match, worth) if worth is not None else 0
         if row is not None and match.length == length and not want.bit:

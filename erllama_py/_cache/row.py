@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from erllama_py._cache.tier import Tier
-from erllama_py._cache.trie import NEW, Blob, Node, Payload
+from erllama_py._cache.trie import NEW, TOKEN_BYTES, Blob, Node, Payload
 
 __all__ = ("Ghost", "Logits", "Row", "Space")
 
@@ -90,3 +90,8 @@ class Space:
         self.rows: dict[bytes, Row] = {}
         self.ghosts: OrderedDict[bytes, Ghost] = OrderedDict()
         """Rows that are gone, or were, by key; who looks at rows first is not misled."""
+
+    @property
+    def block(self) -> int:
+        """Tokens of a whole block."""
+        return self.step // TOKEN_BYTES

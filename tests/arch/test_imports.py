@@ -117,6 +117,7 @@ PURE = (
     "erl_bridge.etf.*",
     "erl_bridge.proto.*",
     "erllama_py._cache.checksum",
+    "erllama_py._cache.finding",
     "erllama_py._cache.grade",
     "erllama_py._cache.heads",
     "erllama_py._cache.index",

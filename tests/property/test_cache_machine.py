@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from erllama_py._cache.finding import search
 from erllama_py._cache.grade import Want
 from erllama_py._cache.heads import KEPT, SHARE
 from erllama_py._cache.key import decode_tokens, encode_tokens
@@ -292,7 +293,7 @@ class Machine(RuleBasedStateMachine):
                 best = max(best, node.end if both == node.end else 0)
             elif both > node.start:
                 best = max(best, both)
-        found = self.shared.index.search(self.lab.space.space, tokens, want)
+        found = search(self.lab.space.space, tokens, want)
         assert found.length == best
         joined = b"".join(payload.node.tokens for payload in found.payloads)
         assert joined[: best * 4] == tokens[: best * 4]
