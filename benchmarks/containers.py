@@ -19,8 +19,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from erllama_py._cache.blockfile import Entry, Spot
 from erllama_py._cache.checksum import crc
-from erllama_py._cache.directory import Directory, Entry, Spot
+from erllama_py._cache.directory import Directory
 from erllama_py._cache.grade import streamed
 
 TARGET = 5.0

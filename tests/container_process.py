@@ -10,7 +10,7 @@ import itertools
 import sys
 from pathlib import Path
 
-from erllama_py._cache.directory import Entry, Spot
+from erllama_py._cache.blockfile import Entry, Spot
 from tests.containers import content, number_of, opened, payload, put
 
 

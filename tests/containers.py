@@ -11,8 +11,9 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from erllama_py._cache.blockfile import Entry, Spot
 from erllama_py._cache.checksum import crc
-from erllama_py._cache.directory import Directory, Entry, Spot
+from erllama_py._cache.directory import Directory
 from erllama_py._cache.grade import streamed
 from erllama_py._cache.key import decode_tokens, encode_tokens
 

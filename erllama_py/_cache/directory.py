@@ -20,14 +20,12 @@ the last count against the quota.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from erllama_py._cache.blockfile import (
     ALIGN,
@@ -48,18 +46,16 @@ from erllama_py._cache.container import (
     read_head,
     write_at,
 )
+from erllama_py._cache.dirlock import DirLock
+from erllama_py._cache.listing import SUFFIX, Known, is_free, length_of, remove_parts, survey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ("Directory", "Entry", "Spot")
+__all__ = ("Directory",)
 
 FILE_BYTES: Final = 64 << 20
 TABLE_ROWS: Final = 1024
-
-_SUFFIX: Final = ".blk"
-_PART: Final = re.compile(r"[0-9a-f]{16}\.part")
-_GATE: Final = ".lock"
 
 _FEWEST_ROWS: Final = 8
 _TABLE_SHARE: Final = 8
@@ -71,17 +67,6 @@ _MOST_FILES: Final = 256
 
 _CLOCK_S: Final = 2.0
 """A file that changed longer ago than any file system's clock ticks has not changed since."""
-
-
-class _Known(NamedTuple):
-    """A file in the directory."""
-
-    number: int
-    inode: int
-    head: Head | None
-    """None for one that is none of ours, or of a later version."""
-    mtime: float
-    on_disk: int
 
 
 class Directory:
@@ -121,13 +106,13 @@ class Directory:
         self._lock = threading.Lock()
         self._changes = threading.Lock()
         self._syncs = threading.Lock()
-        self._known: dict[Path, _Known] = {}
+        self._known: dict[Path, Known] = {}
         self._open: dict[int, Container] = {}
         self._loaded: set[bytes] = set()
         self._pid = os.getpid()
-        self._gate = self._open_gate()
-        with self._gated():
-            self._remove_parts()
+        self._gate = DirLock(path)
+        with self._gate.held():
+            remove_parts(path)
         self._survey()
 
     # -- what is there ------------------------------------------------------------------
@@ -168,7 +153,7 @@ class Directory:
         Other processes' are among them, and files of later versions.  It is above the
         quota only where the quota was larger when they were made.
         """
-        return sum(item.stat(follow_symlinks=False).st_size for item in self._files())
+        return length_of(self.path)
 
     @property
     def used(self) -> int:
@@ -193,7 +178,7 @@ class Directory:
                     and one.number not in self._open
                     and (one.head.digest not in self._loaded or one.head.block != self.block)
                 ]
-            return sorted(item[:3] for item in found if _is_free(item[3]))
+            return sorted(item[:3] for item in found if is_free(item[3]))
 
     def remove(self, number: int) -> int:
         """Delete a file that :meth:`idle` listed; return its bytes on disk.
@@ -377,9 +362,7 @@ class Directory:
         self._open.clear()
         self._known.clear()
         self._loaded.clear()
-        if self._gate >= 0:
-            os.close(self._gate)
-            self._gate = -1
+        self._gate.close()
 
     # -- granting -----------------------------------------------------------------------
 
@@ -399,10 +382,10 @@ class Directory:
         with self._changes:
             with self._lock:
                 spot = self._fit(digest, size)  # another thread may have grown
-            if spot is not None or self._gate < 0:
+            if spot is not None or self._gate.closed:
                 return spot
             try:
-                with self._gated():
+                with self._gate.held():
                     made = self._make(digest, description, size)
             except OSError:
                 return None
@@ -411,7 +394,7 @@ class Directory:
             with self._lock:
                 self._open[made.number] = made
                 inode = os.fstat(made.fd).st_ino
-                self._known[made.path] = _Known(made.number, inode, made.head, time.time(), 0)
+                self._known[made.path] = Known(made.number, inode, made.head, time.time(), 0)
                 return made.take(size)
 
     def _make(self, digest: bytes, description: bytes, size: int) -> Container | None:
@@ -423,7 +406,7 @@ class Directory:
         length, rows = plan
         name = os.urandom(8).hex()
         head = Head(self.block, rows, digest, description, int(time.time()))
-        part, path = self.path / f"{name}.part", self.path / f"{name}{_SUFFIX}"
+        part, path = self.path / f"{name}.part", self.path / f"{name}{SUFFIX}"
         return create(self._numbers(), part, path, head, length)
 
     def _plan(self, left: int, size: int) -> tuple[int, int] | None:
@@ -491,69 +474,14 @@ class Directory:
 
     # -- the directory ------------------------------------------------------------------
 
-    def _files(self) -> Iterator[os.DirEntry[str]]:
-        try:
-            items = os.scandir(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return  # deleted by somebody: then there are none
-        with items:
-            for item in items:
-                if item.name.endswith((_SUFFIX, ".part")):
-                    with contextlib.suppress(FileNotFoundError):
-                        if item.is_file(follow_symlinks=False):
-                            yield item
-
     def _survey(self) -> None:
-        """Read the heads of files that are new here, and forget those that are gone."""
-        found: dict[Path, _Known] = {}
-        for item in self._files():
-            if not item.name.endswith(_SUFFIX):
-                continue
-            path = Path(item.path)
-            with contextlib.suppress(OSError):
-                facts = item.stat(follow_symlinks=False)
-                before = self._known.get(path)
-                if before is not None and before.inode == facts.st_ino:
-                    number, head = before.number, before.head
-                else:
-                    number, head = self._numbers(), self._head_of(path)
-                found[path] = _Known(
-                    number, facts.st_ino, head, facts.st_mtime, facts.st_blocks * 512
-                )
+        """See which files there are now."""
+        found, damaged = survey(self.path, self._known, self._numbers)
         with self._lock:
             self._known = found
+            self.corrupt += damaged
 
-    def _head_of(self, path: Path) -> Head | None:
-        """Read a head; delete a file whose head is damaged, if nobody uses it.
-
-        :raises OSError: it cannot be read, or was deleted.
-        """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            return read_head(fd)
-        except Foreign:
-            return None
-        except Damaged:
-            locked = lock(path)
-            if locked is None:
-                return None
-            try:
-                self.corrupt += 1
-                path.unlink()
-            finally:
-                os.close(locked)
-            raise FileNotFoundError(f"{path} was damaged and is deleted") from None
-        finally:
-            os.close(fd)
-
-    def _remove_parts(self) -> None:
-        for item in self._files():
-            if _PART.fullmatch(item.name) and (fd := lock(Path(item.path))) is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(item.path)  # noqa: PTH108 - the entry has a str
-                os.close(fd)
-
-    def _visit(self, path: Path, known: _Known) -> list[tuple[Spot, Entry, bool]]:
+    def _visit(self, path: Path, known: Known) -> list[tuple[Spot, Entry, bool]]:
         """Take a file over if nobody has it, else look at it; return what is new."""
         number = known.number
         with self._lock:
@@ -597,38 +525,6 @@ class Directory:
         with self._lock:
             del self._open[one.number]
             self._close_or_doom(one)
-
-    # -- the lock of the directory ---------------------------------------------------------
-
-    def _open_gate(self) -> int:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return os.open(self.path / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    @contextlib.contextmanager
-    def _gated(self) -> Iterator[None]:
-        """Hold the directory's lock."""
-        while True:
-            fcntl.flock(self._gate, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._gate), (self.path / _GATE).stat()):
-                    break
-            # Somebody tidied up: locked is what nobody else will find.  The number may be
-            # another file's in a moment, so it is forgotten before anything can fail.
-            gate, self._gate = self._gate, -1
-            os.close(gate)
-            self._gate = self._open_gate()
-        try:
-            yield
-        finally:
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
-
-
-def _is_free(path: Path) -> bool:
-    fd = lock(path)
-    if fd is None:
-        return False
-    os.close(fd)
-    return True
 
 
 _sync = getattr(os, "fdatasync", os.fsync)

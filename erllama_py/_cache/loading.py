@@ -16,8 +16,7 @@ from erllama_py._cache.row import Row
 from erllama_py._cache.trie import TOKEN_BYTES, Blob, Node, address, covering, tokens_upto
 
 if TYPE_CHECKING:
-    from erllama_py._cache.blockfile import Entry
-    from erllama_py._cache.directory import Spot
+    from erllama_py._cache.blockfile import Entry, Spot
     from erllama_py._cache.filetier import FileTier
     from erllama_py._cache.namespace import Namespace
 

@@ -23,7 +23,7 @@ from erllama_py._cache.tier import RAM
 from erllama_py._cache.trie import Blob, Node, Payload
 
 if TYPE_CHECKING:
-    from erllama_py._cache.directory import Spot
+    from erllama_py._cache.blockfile import Spot
     from erllama_py._cache.namespace import Namespace
     from erllama_py._cache.shared import Shared
 
