@@ -11,8 +11,9 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from erllama_py._cache.blockfile import Entry, Spot
+from erllama_py._cache.blockfile import Entry, Head, Spot
 from erllama_py._cache.checksum import crc
+from erllama_py._cache.container import read_head
 from erllama_py._cache.directory import Directory
 from erllama_py._cache.grade import streamed
 from erllama_py._cache.key import decode_tokens, encode_tokens
@@ -95,3 +96,20 @@ def sizes(path: Path) -> int:
     """Return the sum of lengths of the containers, made or being made."""
     files = [*path.glob("*.blk"), *path.glob("*.part")]
     return sum(one.stat().st_size for one in files)
+
+
+def only_file(path: Path) -> Path:
+    """Return the only container of a directory."""
+    (found,) = path.glob("*.blk")
+    return found
+
+
+def fill(directory: Directory, size: int = 5000, digest: bytes = ONE) -> list[tuple[Spot, Entry]]:
+    """Write entries until there is no room."""
+    return put(directory, range(10_000), size, digest)
+
+
+def read_head_of(path: Path) -> Head:
+    """Return the head of a container."""
+    with path.open("rb") as file:
+        return read_head(file.fileno())
