@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol):
             return
         limit = self._limits.net_ticktime
         if now - self._heard_at > limit:
-            self.close(f"net_tick_timeout: nothing heard for {limit:g} s", abort=True)
+            self._drop(f"net_tick_timeout: nothing heard for {limit:g} s")
             return
         unsent = self.backlog
         taken = self.bytes_out - unsent
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
             self._taken = taken
             self._taken_at = now
         elif now - self._taken_at > limit:
-            self.close(f"peer does not read: {unsent} bytes untouched for {limit:g} s", abort=True)
+            self._drop(f"peer does not read: {unsent} bytes untouched for {limit:g} s")
             return
         if self.bytes_out == self._checked_out:
             self.send(TICK)
@@ -359,8 +359,13 @@ class Connection(asyncio.Protocol):
         unsent = self._pending_size + transport.get_write_buffer_size()
         if unsent + size <= self._limits.write_limit:
             return True
-        self.close(f"peer does not read: {unsent} bytes unsent", abort=True)
+        self._drop(f"peer does not read: {unsent} bytes unsent")
         return False
+
+    def _drop(self, reason: str) -> None:
+        """Close a connection that its peer would have kept; say so, since it cannot know why."""
+        log.warning("the connection with %s is given up: %s", self.name, reason)
+        self.close(reason, abort=True)
 
     def _flush(self) -> None:
         self._flush_scheduled = False

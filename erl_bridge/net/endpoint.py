@@ -365,6 +365,8 @@ class Endpoint:
             del self._up[name]
             log.info("%s is down: %s", name, reason)
             self._owner.peer_down(connection, reason)
+        elif connection.refused == "cookie":
+            log.warning("%s (%s): start both with the same one", reason, connection.address)
         else:
             who = connection.expected or connection.address
             log.info("a connection with %s did not come up: %s", who, reason)

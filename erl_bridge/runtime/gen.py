@@ -2,25 +2,29 @@
 
 A call is a message ``{'$gen_call', {Pid, Tag}, Request}`` to which ``{Tag, Reply}`` is
 due; before it the caller monitors us.  The tag must come back exactly as it was sent, and
-its shape says where to:
+its shape says where to, and by which monitor the caller watches us:
 
-=====================  ==========================================  =====================
-tag                    sent by                                     reply goes to
-=====================  ==========================================  =====================
-``[alias|Ref]``        ``gen_server:call``, ``send_request``       the alias Ref
-``[[alias|Ref]|Mon]``  ``gen_server:multi_call`` of OTP 28         the alias Ref
-anything else          ``multi_call`` of OTP 25, older libraries   the pid
-=====================  ==========================================  =====================
+=====================  ==================================  =============  ==============
+tag                    sent by                             reply goes to  watched by
+=====================  ==================================  =============  ==============
+``[alias|Ref]``        ``gen_server:call``                 the alias Ref  Ref
+``[[alias|Ref]|Mon]``  ``gen_server:multi_call`` (OTP 28)  the alias Ref  Mon, or Ref
+``Ref``                older libraries                     the pid        Ref
+anything else          ``multi_call`` (OTP 25)             the pid        its newest one
+=====================  ==================================  =============  ==============
 
 A server here does not die of a bad request.  The caller nevertheless sees what it would
 see if it had, 'DOWN' with the reason, because callers are written for that.
+
+System messages, ``{system, {Pid, Tag}, Request}``, are conversations of the same shape
+(:mod:`erl_bridge.runtime.system`).
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from erl_bridge.etf import Atom, EncodeError, ImproperList, Pid, Reference, encode
@@ -36,6 +40,7 @@ from erl_bridge.runtime.calls import (
 )
 from erl_bridge.runtime.peer import Peer, Request
 from erl_bridge.runtime.process import Process
+from erl_bridge.runtime.system import NOT_SUPPORTED, parse_system, system_answer
 
 if TYPE_CHECKING:
     from erl_bridge.runtime.node import Node
@@ -99,6 +104,9 @@ class Caller:
         self.node = server.node
         self._server = server
         self._peer = peer
+        # Set just before the call, on the same connection; later ones are for others.
+        known = isinstance(tag, (Reference, ImproperList))
+        self._newest = None if known else server.process.newest_monitor_of(pid)
 
     def reply(self, term: Any) -> None:
         """Send the reply.  Any thread.
@@ -137,7 +145,7 @@ class Caller:
 
     def _monitors(self) -> Iterator[Reference]:
         """Give what may be the caller's monitor on the server."""
-        refs = [alias_of(self.tag), self.tag]
+        refs = [alias_of(self.tag), self.tag, self._newest]
         if isinstance(self.tag, ImproperList):
             refs.append(self.tag.tail)
         return (ref for ref in refs if isinstance(ref, Reference))
@@ -162,6 +170,17 @@ class GenHandler:
     def handle_info(self, message: Any, peer: str) -> Awaitable[None] | None:
         """Take any other message.  Here: nothing."""
 
+    def state(self) -> Any:
+        """Return what ``sys:get_state`` shows.  Here: nothing, an empty map."""
+        return {}
+
+    def handle_stop(self, reason: Any) -> Any:  # noqa: ARG002  # for those who may be ended
+        """Answer ``gen_server:stop``: ``ok``, and end soon.  Here: refuse, others use it.
+
+        The reply has to leave before the process ends.
+        """
+        return NOT_SUPPORTED
+
 
 class GenServer:
     """Takes a process's messages apart and gives them to a handler."""
@@ -177,7 +196,14 @@ class GenServer:
         call = parse_call(message)
         if call is not None:
             pid, tag, request = call
-            self._call(request, Caller(self, peer, pid, tag), peer)
+            caller = Caller(self, peer, pid, tag)
+            self._call(lambda: self.handler.handle_call(request, caller), caller, peer)
+            return
+        asked = parse_system(message)
+        if asked is not None:
+            pid, tag, request = asked
+            caller = Caller(self, peer, pid, tag)
+            self._call(lambda: system_answer(self, request), caller, peer)
             return
         cast = parse_cast(message)
         try:
@@ -196,9 +222,9 @@ class GenServer:
             task = self.node.start_task(self._finish_message(result, peer.name))
             Request(peer, kept=True).runs_in(task)
 
-    def _call(self, request: Any, caller: Caller, peer: Peer) -> None:
+    def _call(self, serve: Callable[[], Any], caller: Caller, peer: Peer) -> None:
         try:
-            result = self.handler.handle_call(request, caller)
+            result = serve()
         except Exception as error:  # noqa: BLE001  # goes to the caller, and to the log
             self._answer(caller, failure(error, repr(self.process)))
             return

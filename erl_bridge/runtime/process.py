@@ -150,6 +150,11 @@ class Process:
         peer.signal_encoded(Op.PAYLOAD_MONITOR_P_EXIT, (item, watcher, ref), reason)
         return True
 
+    def newest_monitor_of(self, watcher: Pid) -> Reference | None:
+        """Return the monitor that a process of a peer has set last."""
+        own = (ref for ref, entry in reversed(self._monitors.items()) if entry[1] == watcher)
+        return next(own, None)
+
     def fire_monitors_of(self, watcher: Pid, reason: bytes) -> None:
         """Do the same for every monitor of one process of a peer."""
         for ref, entry in list(self._monitors.items()):

@@ -24,12 +24,13 @@ from erl_bridge.service.convert import Converter, NotAModel, chat_request
 from erl_bridge.service.handles import Handles
 from erl_bridge.service.heads import FUNCTIONS, head_of
 from erl_bridge.service.modules import MODULES
+from erl_bridge.service.refusals import note_refusal
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
 from erl_bridge.service.work import Work
 from erllama_py import api
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
-from erllama_py.types import Ref
+from erllama_py.types import ModelPid, Ref
 
 __all__ = ("Table",)
 
@@ -128,6 +129,13 @@ class Table:
                 return self._failure(function, args, error)
         return self._run(context, which, args, values)
 
+    def info(self, model: ModelPid) -> Any:
+        """Return the map of ``model_info/1``.
+
+        :raises ErllamaError: it has ended.
+        """
+        return self._converter.to_term(api.model_info(model))
+
     async def _run(
         self, context: CallContext, which: tuple[str, int], args: list[Any], values: list[Any]
     ) -> Any:
@@ -204,6 +212,7 @@ class Table:
         try:
             return convert.to_term(await self._in_thread(served, *map(convert.to_python, args)))
         except ErllamaError as error:
+            note_refusal(module, function, len(args), error)
             reason = convert.to_term(error.reason)
             if isinstance(error, BadCall):
                 where = (Atom(module), Atom(function), args, list[Any]())
@@ -245,6 +254,7 @@ class Table:
 
     def _failure(self, function: str, args: list[Any], error: ErllamaError) -> Any:
         """Return ``{error, Reason}``, or raise the exit or error it stands for."""
+        note_refusal(_ERLLAMA.name, function, len(args), error)
         reason = self._converter.to_term(error.reason)
         if isinstance(error, ModelGone):
             match reason:

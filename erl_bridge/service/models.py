@@ -24,6 +24,7 @@ class ModelProcesses:
     A peer's monitor fires, and its link breaks, when that life ends: on unload with
     ``shutdown``, after a crash with what ended it.  ``exit(Pid, Reason)`` of a peer unloads
     the model, unless the reason is ``normal``: so a supervisor that started one ends it.
+    ``gen_statem:stop`` does, too, with any reason, and that is then the one told.
 
     :param handler_of: what a model's process serves as ``gen_server`` calls.
     :param reason_term: the term of an exit reason.
@@ -41,6 +42,8 @@ class ModelProcesses:
         self._lock = threading.Lock()
         self._by_model: dict[ModelPid, Process] = {}
         self._by_pid: dict[Pid, ModelPid] = {}
+        self._reasons: dict[ModelPid, Any] = {}
+        """Of models that a peer has asked to stop."""
         self._forget = api.watch(self._watch)
         for pid in api.models():
             self._add(pid)
@@ -63,12 +66,18 @@ class ModelProcesses:
         """Return the pid that stands for a model."""
         return self._add(model).pid
 
+    def stop(self, model: ModelPid, reason: Any) -> None:
+        """Unload a model, soon; its monitors are told this reason.  In the loop."""
+        self._reasons[model] = reason
+        self._node.start_task(_unloaded(model))
+
     def _watch(self, what: str, _model_id: str, model: ModelPid, reason: Any) -> None:
         # Made here if need be: whoever asks for its pid later must get that of a process
         # that has ended, not of one that never will.
         process = self._add(model)
         if what == "down":
-            process.exit(self._reason_term(reason))
+            asked = model in self._reasons
+            process.exit(self._reasons.pop(model) if asked else self._reason_term(reason))
 
     def _add(self, model: ModelPid) -> Process:
         with self._lock:

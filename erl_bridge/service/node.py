@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from erl_bridge.etf import Atom
-from erl_bridge.runtime import CallContext, Caller, GenHandler, Node, NodeThread
+from erl_bridge.runtime import CallContext, Caller, ErlangError, GenHandler, Node, NodeThread
 from erl_bridge.service.convert import Converter
 from erl_bridge.service.handles import Handles
 from erl_bridge.service.mfa import Table
@@ -24,6 +24,8 @@ from erl_bridge.service.models import ModelProcesses
 from erl_bridge.service.others import OtherModules
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.streams import Streams
+from erllama_py.errors import ErllamaError
+from erllama_py.types import ModelPid
 
 __all__ = ("ErllamaNode",)
 
@@ -89,10 +91,10 @@ class ErllamaNode:
         self._thread.start()
         self._models = ModelProcesses(
             self.node,
-            lambda model: _Functions(self._table, lambda: [self._pid_of(model)]),
+            lambda model: _ModelServer(self._table, self._pid_of, self._stop_model, model),
             self._converter.to_term,
         )
-        self.node.register_name(NAME, _Functions(self._table, list))
+        self.node.register_name(NAME, _Functions(self._table, self.stats))
         self._others.start()
 
     def stop(self) -> None:
@@ -127,17 +129,20 @@ class ErllamaNode:
     def _pid_of(self, model: Any) -> Any:
         return self._models.pid_of(model) if self._models else None
 
+    def _stop_model(self, model: Any, reason: Any) -> None:
+        if self._models:
+            self._models.stop(model, reason)
+
 
 class _Functions(GenHandler):
     """Serves ``{Function, Args...}``.
 
-    :param first: returns the arguments that go before the request's: a model's own
-        process puts its pid there.
+    :param stats: what it says of itself, numbers by their names.
     """
 
-    def __init__(self, table: Table, first: Callable[[], list[Any]]) -> None:
+    def __init__(self, table: Table, stats: Callable[[], dict[str, int]]) -> None:
         self._table = table
-        self._first = first
+        self._stats = stats
 
     def handle_call(self, request: Any, caller: Caller) -> Awaitable[Any] | Any:
         """Apply the function named by the request."""
@@ -148,5 +153,41 @@ class _Functions(GenHandler):
                 return self._serve(caller, request, [])
         return super().handle_call(request, caller)
 
+    def state(self) -> Any:
+        """Return how many peers there are, and streams of theirs."""
+        return {Atom(name): number for name, number in self._stats().items()}
+
     def _serve(self, caller: Caller, function: Atom, args: list[Any]) -> Awaitable[Any] | Any:
-        return self._table.apply(caller.context(), NAME, function.name, [*self._first(), *args])
+        return self._table.apply(caller.context(), NAME, function.name, args)
+
+
+class _ModelServer(_Functions):
+    """Serves the same for one model, whose pid goes before a request's arguments."""
+
+    def __init__(
+        self,
+        table: Table,
+        pid_of: Callable[[ModelPid], Any],
+        stop: Callable[[ModelPid, Any], None],
+        model: ModelPid,
+    ) -> None:
+        super().__init__(table, dict)
+        self._pid_of = pid_of
+        self._stop = stop
+        self._model = model
+
+    def state(self) -> Any:
+        """Return ``{Phase, Info}``, as the state of a ``gen_statem``."""
+        try:
+            info = self._table.info(self._model)
+        except ErllamaError as error:  # it ends at this moment
+            raise ErlangError("exit", Atom("noproc")) from error
+        return info[Atom("phase")], info
+
+    def handle_stop(self, reason: Any) -> Any:
+        """Unload it."""
+        self._stop(self._model, reason)
+        return Atom("ok")
+
+    def _serve(self, caller: Caller, function: Atom, args: list[Any]) -> Awaitable[Any] | Any:
+        return super()._serve(caller, function, [self._pid_of(self._model), *args])

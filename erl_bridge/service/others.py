@@ -20,27 +20,23 @@ from erl_bridge.service.callers import Call, Callers
 from erl_bridge.service.convert import Converter, NotAModel
 from erl_bridge.service.heads import FUNCTIONS
 from erl_bridge.service.mfa import Table
+from erl_bridge.service.refusals import note_refusal
 from erl_bridge.service.roots import Roots
 from erl_bridge.service.served import Served, Values
+from erl_bridge.service.servers import UNKNOWN_CALL, register_servers
 from erl_bridge.service.streams import Streams
 from erl_bridge.service.tiers import TierProcesses
 from erllama_py.errors import BadCall, ErllamaError, ModelGone
+from erllama_py.otp import cache_disk_srv
 from erllama_py.otp.cache_disk_srv import TierPid
 
-__all__ = ("SERVERS", "OtherModules")
+__all__ = ("OtherModules",)
 
 WORKERS = 64
 """Calls that read or write files at the same time; others queue."""
 
-SERVERS: Final = (
-    *("erllama_cache_meta_srv", "erllama_cache_ram", "erllama_cache_writer"),
-    *("erllama_registry", "erllama_inflight", "erllama_scheduler"),
-)
-"""Registered names: who watches one of them in the original can do so here."""
-
 _OK: Final = Atom("ok")
 _ERROR: Final = Atom("error")
-_UNKNOWN: Final = (_ERROR, Atom("unknown_call"))
 _NOPROC: Final = Atom("noproc")
 _INFINITY: Final = Atom("infinity")
 _CALL: Final = Atom("call")
@@ -68,8 +64,7 @@ class OtherModules:
 
     def start(self) -> None:
         """Register the servers' names."""
-        for name in SERVERS:
-            self._node.register_name(name, _Server())
+        register_servers(self._node, self._values)
         self._tiers.start()
 
     def close(self) -> None:
@@ -96,6 +91,17 @@ class OtherModules:
     def tier_pid(self, tier: TierPid) -> Pid:
         """Return the pid of a tier server."""
         return self._tiers.pid_of(tier)
+
+    def tier_dir(self, tier: TierPid) -> Any:
+        """Return the directory of a tier server, as it was given."""
+        try:
+            return self._tiers.path(cache_disk_srv.dir(tier))
+        except ErllamaError as error:  # it ends at this moment
+            raise ErlangError("exit", _NOPROC) from error
+
+    def stop_tier(self, tier: TierPid, reason: Any) -> None:
+        """End a tier server, soon; in the loop."""
+        self._tiers.stop(tier, reason)
 
     def _apply(self, served: Served, call: Call) -> Awaitable[Any] | Any:
         try:
@@ -134,6 +140,7 @@ class OtherModules:
 
     def _failure(self, call: Call, error: ErllamaError) -> Any:
         """Return ``{error, Reason}``, or raise the exit or error it stands for."""
+        note_refusal(call.module, call.function, len(call.args), error)
         reason = self._values.to_term(error.reason)
         if isinstance(error, ModelGone):
             # A tier server says noproc only; a model's id, whole reasons.
@@ -153,14 +160,6 @@ class OtherModules:
         return _twin_answer(answer) if inspect.isawaitable(answer) else answer
 
 
-class _Server(GenHandler):
-    """A server of the original whose requests nobody sends by hand."""
-
-    def handle_call(self, request: Any, caller: Caller) -> Any:  # noqa: ARG002
-        """Answer as it answers what it does not know."""
-        return _UNKNOWN
-
-
 class _TierServer(GenHandler):
     """A tier server's process: ``{save, Meta, Payload}``, ``{load, Key}`` and so on."""
 
@@ -176,12 +175,21 @@ class _TierServer(GenHandler):
             case (Atom() as function, *args) if type(request) is tuple:
                 pass
             case _:
-                return _UNKNOWN
+                return UNKNOWN_CALL
         served = SERVED[_DISK_SRV].get((function.name, len(args) + 1))
         if served is None or served.kinds[0] != "server":
-            return _UNKNOWN
+            return UNKNOWN_CALL
         whole = [self._modules.tier_pid(self._tier), *args]
         return self._modules.apply(caller.context(), _DISK_SRV, function.name, whole)
+
+    def state(self) -> Any:
+        """Return its directory."""
+        return {Atom("dir"): self._modules.tier_dir(self._tier)}
+
+    def handle_stop(self, reason: Any) -> Any:
+        """End it; its rows stay where they are."""
+        self._modules.stop_tier(self._tier, reason)
+        return _OK
 
 
 def _badly_called(call: Call, reason: Any, cause: Exception) -> NoReturn:

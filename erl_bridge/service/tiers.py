@@ -91,6 +91,10 @@ class TierProcesses:
             self._node.register_name(name.name, process)
         return process.pid
 
+    def stop(self, tier: TierPid, reason: Any) -> None:
+        """End a server, soon, with this reason; in the loop."""
+        self._node.start_task(self._stopped(tier, self._process(tier), reason))
+
     def other(self, name: Atom) -> Pid | None:
         """Return the pid under a name that is no tier server's."""
         process = self._node.whereis(name.name)
@@ -125,16 +129,15 @@ class TierProcesses:
             return process
 
     def _spawn(self, tier: TierPid) -> Process:
-        async def stop(process: Process, reason: Any) -> None:
-            self._reasons[tier] = reason
-            with contextlib.suppress(ErllamaError):  # stopped already
-                await anyio.to_thread.run_sync(cache_disk_srv.stop, tier)
-            self._reasons.pop(tier, None)
-            process.exit(reason)
-
         def asked(_pid: Pid, reason: Any) -> None:
             if reason is not _NORMAL:  # which does nothing to others, as in Erlang
-                self._node.start_task(stop(process, _KILLED if reason is _KILL else reason))
+                self.stop(tier, _KILLED if reason is _KILL else reason)
 
-        process = self._node.spawn_process(on_exit_request=asked, handler=self._handler_of(tier))
-        return process
+        return self._node.spawn_process(on_exit_request=asked, handler=self._handler_of(tier))
+
+    async def _stopped(self, tier: TierPid, process: Process, reason: Any) -> None:
+        self._reasons[tier] = reason
+        with contextlib.suppress(ErllamaError):  # stopped already
+            await anyio.to_thread.run_sync(cache_disk_srv.stop, tier)
+        self._reasons.pop(tier, None)
+        process.exit(reason)

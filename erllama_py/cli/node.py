@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -54,6 +57,7 @@ __all__ = ("node",)
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder from which peers may load models; by default the working directory.",
 )
+@click.option("--verbose", is_flag=True, help="Say who comes and goes, and why calls are refused.")
 def node(
     name: str,
     cookie: str | None,
@@ -68,6 +72,7 @@ def node(
     port: int,
     metrics: tuple[str, int] | None,
     roots: tuple[Path, ...],
+    verbose: bool,
 ) -> None:
     """Serve models to Erlang and Elixir nodes until interrupted."""
     from erllama_py import api
@@ -82,6 +87,7 @@ def node(
     _end_on_sigterm()
     try:
         with (
+            _logged(logging.INFO if verbose else logging.WARNING),
             running_node(
                 name, cookie=secret, hidden=not visible, listen_host=listen, port=port, roots=roots
             ) as served,
@@ -102,6 +108,22 @@ def node(
     finally:
         for host in api.list_models():
             api.unload(host["id"])
+
+
+@contextlib.contextmanager
+def _logged(level: int) -> Iterator[None]:
+    """Write what the node has to say to standard error, as lines with a time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    of_node = logging.getLogger("erl_bridge")
+    before = of_node.level
+    of_node.addHandler(handler)
+    of_node.setLevel(level)
+    try:
+        yield
+    finally:
+        of_node.removeHandler(handler)
+        of_node.setLevel(before)
 
 
 def _end_on_sigterm() -> None:

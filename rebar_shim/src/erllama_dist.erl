@@ -2,7 +2,7 @@
 %% why that does not work.
 -module(erllama_dist).
 
--export([target/1, start/1, connect/1, why_not/1]).
+-export([target/1, start/1, connect/1, why_not/1, how_to_start/1]).
 
 %% Return the node that a setting means.  Without a host part it is on this machine.
 -spec target(term()) -> {ok, node()} | {error, term()}.
@@ -58,7 +58,7 @@ connect(Target) ->
     %% Hidden: models should not join the cluster, nor see each other through us.
     net_kernel:hidden_connect_node(Target) =:= true.
 
-%% Say in words why a node cannot be reached.
+%% Say in words why a node cannot be reached, and what to do.
 -spec why_not(node()) -> iodata().
 why_not(Target) ->
     [Name, Host] = string:split(atom_to_list(Target), "@"),
@@ -69,11 +69,15 @@ why_not(Target) ->
                     "it is there but does not take this node in: set the same cookie "
                     "on both sides (env cookie of erllama)";
                 false ->
-                    ["no node of that name runs on ", Host]
+                    ["no node of that name runs on ", Host, ": ", how_to_start(Target)]
             end;
         {error, _} ->
-            ["no epmd answers on ", Host, ", so no node runs there"]
+            ["no epmd answers on ", Host, ", so no node runs there: ", how_to_start(Target)]
     end.
+
+-spec how_to_start(node()) -> iodata().
+how_to_start(Target) ->
+    ["start it with erllama node --name ", atom_to_list(Target)].
 
 %% -- names -----------------------------------------------------------------------------
 

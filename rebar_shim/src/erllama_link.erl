@@ -54,22 +54,24 @@ status() ->
 -spec init([]) -> {ok, #state{}} | {ok, #state{}, {continue, connect}} | {stop, term()}.
 init([]) ->
     process_flag(trap_exit, true),
-    case erllama_dist:target(env(node, erllama)) of
-        {ok, Node} -> prepare(Node);
-        {error, Reason} -> {stop, Reason}
-    end.
-
-prepare(Node) ->
-    case erllama_dist:start(Node) of
-        ok ->
-            set_cookie(Node, env(cookie, undefined)),
-            ok = net_kernel:monitor_nodes(true, [{node_type, all}]),
-            State = #state{node = Node, timeout = env(connect_timeout, 5000)},
-            begin_with(env(required, false), State);
-        {error, Reason} ->
+    try
+        Node = sound(erllama_dist:target(env(node, erllama))),
+        Cookie = sound(cookie(env(cookie, undefined))),
+        Timeout = sound(timeout(env(connect_timeout, 5000))),
+        Required = sound(required(env(required, false))),
+        ok = sound(erllama_dist:start(Node)),
+        Cookie =:= none orelse erlang:set_cookie(Node, Cookie),
+        ok = net_kernel:monitor_nodes(true, [{node_type, all}]),
+        begin_with(Required, #state{node = Node, timeout = Timeout})
+    catch
+        throw:{unsound, Reason} ->
             ?LOG_ERROR("erllama: ~ts", [unusable(Reason)]),
             {stop, Reason}
     end.
+
+sound(ok) -> ok;
+sound({ok, Value}) -> Value;
+sound({error, Reason}) -> throw({unsound, Reason}).
 
 begin_with(false, State) ->
     persistent_term:put(?TARGET, State#state.node),
@@ -110,7 +112,7 @@ handle_cast(_Message, State) ->
 handle_info({nodeup, Node, _}, #state{node = Node} = State) ->
     {noreply, up(State)};
 handle_info({nodedown, Node, _}, #state{node = Node} = State) ->
-    {noreply, wait(down("the connection was lost", State))};
+    {noreply, wait(down(lost(Node), State))};
 handle_info({attempted, Pid, Result}, #state{attempt = {Pid, Monitor}} = State) ->
     true = erlang:demonitor(Monitor, [flush]),
     {noreply, attempted(Result, State#state{attempt = undefined})};
@@ -151,7 +153,7 @@ attempted(Result, #state{node = Node} = State) ->
     case {lists:member(Node, nodes(connected)), Result} of
         {true, _} -> up(State);
         {false, {down, Why}} -> wait(down(Why, State));
-        {false, up} -> wait(down("the connection was lost", State))
+        {false, up} -> wait(down(lost(Node), State))
     end.
 
 up(#state{status = up} = State) ->
@@ -160,13 +162,16 @@ up(#state{node = Node, told = Told} = State) ->
     Told andalso ?LOG_NOTICE("erllama: connected to ~p again", [Node]),
     cancel_timer(State#state{status = up, pause = ?FIRST_PAUSE, told = false}).
 
+lost(Node) ->
+    ["the connection was lost. If the node is gone, ", erllama_dist:how_to_start(Node)].
+
 down(_Why, #state{told = true} = State) ->
     State;
 down(Why, #state{node = Node} = State) ->
     ?LOG_WARNING(
-        "erllama: ~p cannot be reached: ~ts. Start it with: erllama node --name ~ts. "
-        "It is tried again in the background; until then calls exit with {nodedown, ~p}.",
-        [Node, Why, Node, Node]
+        "erllama: ~p cannot be reached: ~ts. It is tried again in the background; until "
+        "then calls exit with {nodedown, ~p}.",
+        [Node, Why, Node]
     ),
     State#state{told = true}.
 
@@ -189,13 +194,49 @@ cancel_timer(#state{timer = Timer} = State) ->
 env(Key, Default) ->
     application:get_env(erllama, Key, Default).
 
-set_cookie(_Node, Absent) when Absent =:= undefined; Absent =:= nil ->
-    true;
-set_cookie(Node, Cookie) when is_atom(Cookie) ->
-    erlang:set_cookie(Node, Cookie);
-set_cookie(Node, Cookie) ->
-    set_cookie(Node, binary_to_atom(unicode:characters_to_binary(Cookie))).
+cookie(Absent) when Absent =:= undefined; Absent =:= nil ->
+    {ok, none};
+cookie(Cookie) when is_atom(Cookie) ->
+    {ok, Cookie};
+cookie(Text) ->
+    try binary_to_atom(unicode:characters_to_binary(Text)) of
+        '' -> {error, {bad_setting, cookie}};
+        Cookie -> {ok, Cookie}
+    catch
+        %% Its value is a secret, also where it is wrong.
+        error:_ -> {error, {bad_setting, cookie}}
+    end.
 
+timeout(Time) when is_integer(Time), Time > 0, Time =< 16#FFFFFFFF ->
+    {ok, Time};
+timeout(Time) ->
+    {error, {bad_setting, connect_timeout, Time}}.
+
+required(Required) when is_boolean(Required) ->
+    {ok, Required};
+required(Other) ->
+    {error, {bad_setting, required, Other}}.
+
+unusable({bad_node, Setting}) ->
+    io_lib:format(
+        "the setting node is ~0tp: it must be name@host, or a name alone for a node on this "
+        "machine, as an atom, string or binary",
+        [Setting]
+    );
+unusable({own_node, Node}) ->
+    io_lib:format(
+        "the setting node is ~p, which is this very node: name the one that was started with "
+        "erllama node --name",
+        [Node]
+    );
+unusable({bad_setting, cookie}) ->
+    "the setting cookie is no cookie: it must be an atom, or a text of 1 to 255 characters";
+unusable({bad_setting, connect_timeout, Time}) ->
+    io_lib:format(
+        "the setting connect_timeout is ~0tp: it must be a number of milliseconds above 0", [Time]
+    );
+unusable({bad_setting, required, Other}) ->
+    io_lib:format("the setting required is ~0tp: it must be true or false", [Other]);
 unusable({name_domains_differ, Own, Target}) ->
     io_lib:format(
         "this node is ~p and cannot connect to ~p: give both short names (-sname) or both "

@@ -6,7 +6,7 @@
 %% A handler of logger: what is logged goes to the test.
 -export([log/2]).
 
-log(#{level := Level, msg := {Format, Args}}, #{config := #{to := Pid}}) ->
+log(#{level := Level, msg := {Format, Args}}, #{config := #{to := Pid}}) when is_list(Format) ->
     Pid ! {logged, Level, lists:flatten(io_lib:format(Format, Args))};
 log(_Event, _Config) ->
     ok.
@@ -17,6 +17,7 @@ without_a_node_test_() ->
         {"guards", fun guards/0},
         {"names", fun names/0},
         {"bad settings", {timeout, 30, fun bad_settings/0}},
+        {"bad settings in words", {timeout, 30, fun bad_settings_in_words/0}},
         {"nobody there", {timeout, 30, fun nobody_there/0}},
         {"required", {timeout, 30, fun required/0}}
     ].
@@ -100,7 +101,45 @@ bad_settings() ->
             _ -> 'llm@host'
         end,
     {error, {erllama, {{name_domains_differ, _, Other}, _}}} =
-        erllama_test_env:start(#{node => Other}).
+        erllama_test_env:start(#{node => Other}),
+    [
+        ?assertMatch(
+            {error, {erllama, {Reason, _}}} when Reason =:= Expected, erllama_test_env:start(Settings)
+        )
+     || {Settings, Expected} <- [
+            {#{connect_timeout => soon}, {bad_setting, connect_timeout, soon}},
+            {#{connect_timeout => 0}, {bad_setting, connect_timeout, 0}},
+            {#{connect_timeout => 1.5}, {bad_setting, connect_timeout, 1.5}},
+            {#{required => yes}, {bad_setting, required, yes}},
+            %% Its value is in no reason and in no log.
+            {#{cookie => 5}, {bad_setting, cookie}},
+            {#{cookie => ""}, {bad_setting, cookie}},
+            {#{cookie => binary:copy(<<"c">>, 256)}, {bad_setting, cookie}}
+        ]
+    ].
+
+%% What the log says is what to do, before the reports of a crash that follow.
+bad_settings_in_words() ->
+    ok = logger:add_handler(?MODULE, ?MODULE, #{config => #{to => self()}}),
+    ok = logger:set_module_level(erllama_link, error),
+    [
+        begin
+            {error, _} = erllama_test_env:start(Settings),
+            receive
+                {logged, error, Text} -> ?assertNotEqual(nomatch, string:find(Text, Words))
+            after 5000 -> error({nothing_logged, Settings})
+            end
+        end
+     || {Settings, Words} <- [
+            {#{node => 5}, "the setting node is 5: it must be name@host"},
+            {#{node => node()}, "which is this very node"},
+            {#{connect_timeout => soon}, "the setting connect_timeout is soon"},
+            {#{required => yes}, "the setting required is yes: it must be true or false"},
+            {#{cookie => 5}, "the setting cookie is no cookie"}
+        ]
+    ],
+    ok = logger:remove_handler(?MODULE),
+    ok = logger:unset_module_level(erllama_link).
 
 nobody() ->
     list_to_atom("nobody@" ++ erllama_test_env:host()).
@@ -153,5 +192,7 @@ wrong_cookie() ->
     {error, {erllama, {{node_unreachable, Node, Why}, _}}} =
         erllama_test_env:start(#{cookie => wrong, required => true}),
     ?assertNotEqual(nomatch, string:find(Why, "cookie")),
+    %% It runs; to start it is no advice.
+    ?assertEqual(nomatch, string:find(Why, "start it")),
     {ok, _} = erllama_test_env:start(),
     ?assert(is_list(erllama:models())).

@@ -14,7 +14,9 @@ start(Settings) ->
     ok = logger:set_primary_config(level, none),
     stop(ok),
     _ = application:load(erllama),
-    Defaults = #{node => node_name(), cookie => cookie(), required => false},
+    Defaults = #{
+        node => node_name(), cookie => cookie(), required => false, connect_timeout => 5000
+    },
     maps:foreach(
         fun(Key, Value) -> ok = application:set_env(erllama, Key, Value) end,
         maps:merge(Defaults, Settings)

@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
+from erl_bridge.net.epmd_client import registered_names
+from tests.live.erlnode import COOKIE, ErlNode
 from tests.waiting import wait_for
 
 
@@ -84,3 +87,35 @@ def test_however_it_ends_no_model_process_stays(
     status = process.wait(timeout=10)
     assert status == (-ending if ending is signal.SIGKILL else 0)
     wait_for(lambda: not Path(f"/proc/{model}").exists(), seconds=2)
+
+
+@pytest.mark.live
+def test_what_peers_do_wrong_is_told(erl25: str, epmd_port: int) -> None:
+    """Who has another cookie, and with --verbose why a call was refused."""
+    name = f"cli_{secrets.token_hex(3)}"
+    command = [sys.executable, "-m", "erllama_py.cli", "node", "--name", name, "--cookie", COOKIE]
+    process = subprocess.Popen(
+        [*command, "--verbose"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        wait_for(lambda: name in dict(_registered(epmd_port)), seconds=30)
+        for cookie in ("another", COOKIE):
+            peer = ErlNode(erl25, cookie=cookie)
+            node = f"{name}@{peer.name.partition('@')[2]}"
+            peer.eval(f"rpc:call('{node}', erllama, load_model, [<<\"a\">>, #{{model_path => 5}}])")
+            peer.stop()
+            line = next(line for line in process.stderr if "WARNING" in line)
+            expected = (
+                "does not have our cookie" if cookie != COOKIE else "load_model/2 was refused: "
+            )
+            assert expected in line
+            assert peer.name in line or cookie == COOKIE
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stderr.close()
+
+
+def _registered(port: int) -> list[tuple[str, int]]:
+    return anyio.run(registered_names, "127.0.0.1", port)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from erl_bridge.service.others import SERVERS
+from erl_bridge.service.servers import SERVERS
 from rebar_shim.regenerate import SOURCES, sources, tables
 
 

@@ -65,10 +65,15 @@ class TestStrangers:
         assert stranger.closed()
         assert node.node.nodes() == []
 
-    def test_a_wrong_cookie_is_closed_without_a_word(self, node: NodeThread, raw: Dial) -> None:
+    def test_a_wrong_cookie_is_closed_without_a_word(
+        self, node: NodeThread, raw: Dial, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """To the peer; the log says who came, and what to do."""
         with pytest.raises(ConnectionError, match="closed during"):
             raw(node, cookie="other")
         assert node.node.nodes() == []
+        assert "does not have our cookie (127.0.0.1:" in caplog.text
+        assert "start both with the same one" in caplog.text
 
     def test_only_so_many_at_once(self, start: Start, raw: Dial) -> None:
         node = start(limits=limits(max_handshakes=3))
@@ -165,7 +170,6 @@ class TestWriting:
         self, start: Start, raw: Dial, caplog: pytest.LogCaptureFixture, *, at_once: bool
     ) -> None:
         """Its queue is bounded in bytes, and the reason says so; in one turn of the loop, too."""
-        caplog.set_level(logging.INFO, "erl_bridge")
         node = start(limits=limits(write_limit=4 << 20))
         deaf, good = raw(node), raw(node)
         pid = deaf.pid()
@@ -179,13 +183,12 @@ class TestWriting:
         else:
             send()
         assert until(lambda: deaf.name not in node.node.nodes())
-        assert "does not read" in caplog.text
+        assert f"the connection with {deaf.name} is given up: peer does not read" in caplog.text
         assert good.name in node.node.nodes()
 
     def test_one_that_takes_nothing_for_a_ticktime_is_too(
         self, start: Start, raw: Dial, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, "erl_bridge")
         node = start(limits=limits(net_ticktime=0.4))
         deaf = raw(node)
         for _ in range(16):

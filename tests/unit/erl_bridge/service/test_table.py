@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from erllama_py.testing import stub_model
 from tests.property.strategies.erl_terms import atoms, terms
 
 CALLER = Pid(Atom("peer@nowhere.invalid"), 9, 0, 1)
+ERROR = Atom("error")
 READING = (5, 50)
 REF = Reference(Atom("peer@nowhere.invalid"), 1, (1, 2, 3))
 MODEL = b"table"
@@ -371,3 +373,44 @@ def test_what_a_sampler_of_ours_reads_is_what_a_peer_gets(
 ) -> None:
     scheduler.set_pressure_source(lambda: READING)
     assert call(node, "sample", module="erllama_scheduler") == READING
+
+
+class TestRefusals:
+    """What a peer gets is an atom; the node's log has the words."""
+
+    def test_a_load_that_is_refused_is_always_told(
+        self, node: ErllamaNode, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = {Atom("model_path"): b"/etc/passwd"}
+        assert call(node, "load_model", b"elsewhere", config) == (ERROR, Atom("eacces"))
+        (line,) = _told(caplog)
+        assert line.levelno == logging.WARNING
+        assert line.getMessage().startswith(
+            "erllama:load_model/2 was refused: '/etc/passwd' is out"
+        )
+        assert line.getMessage().endswith("(start the node with --root FOLDER)")
+
+    def test_a_request_that_is_refused_is_told_to_who_listens(
+        self, node: ErllamaNode, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        refused = (ERROR, (Atom("invalid"), Atom("response_tokens"), Atom("two")))
+        options = {Atom("response_tokens"): Atom("two")}
+        assert call(node, "complete", MODEL, b"a", options) == refused
+        assert _told(caplog) == []
+        caplog.set_level(logging.INFO, "erl_bridge")
+        assert call(node, "complete", MODEL, b"a", options) == refused
+        (line,) = _told(caplog)
+        assert line.getMessage().startswith("erllama:complete/3 was refused: ")
+        assert "response_tokens" in line.getMessage()
+
+    def test_so_are_those_of_the_other_modules(
+        self, node: ErllamaNode, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        start = ("start_link", Atom("refused"), b"/etc")
+        cannot = (Atom("cannot_create_dir"), b"/etc", Atom("eacces"))
+        assert call(node, *start, module="erllama_cache_disk_srv") == (ERROR, cannot)
+        assert "--root" in _told(caplog)[0].getMessage()
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [one for one in caplog.records if one.name == "erl_bridge.service.refusals"]
