@@ -53,6 +53,9 @@ BIND_ATTEMPTS = 5
 #: and a node that stopped would leave the peer waiting for a handshake.
 ACCEPT_TURNS = 2
 
+#: Peers without our cookie that the log names; a name costs a stranger nothing.
+MAX_TOLD = 64
+
 _BACKLOG = 128
 
 
@@ -118,6 +121,7 @@ class Endpoint:
         self._up: dict[str, Connection] = {}
         self._all: set[Connection] = set()
         self._incoming: dict[str, Connection] = {}
+        self._told: set[str] = set()
         self._dials: dict[str, _Dial] = {}
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
@@ -366,10 +370,18 @@ class Endpoint:
             log.info("%s is down: %s", name, reason)
             self._owner.peer_down(connection, reason)
         elif connection.refused == "cookie":
-            log.warning("%s (%s): start both with the same one", reason, connection.address)
+            self._tell_of_cookie(reason, connection.address)
         else:
             who = connection.expected or connection.address
             log.info("a connection with %s did not come up: %s", who, reason)
+
+    def _tell_of_cookie(self, reason: str, address: str) -> None:
+        """Say who has another cookie, once: it may try a thousand times a second."""
+        level = logging.INFO
+        if reason not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(reason)
+            level = logging.WARNING
+        log.log(level, "%s (%s): start both with the same one", reason, address)
 
     def _forget_incoming(self, connection: Connection) -> None:
         for name in [n for n, known in self._incoming.items() if known is connection]:

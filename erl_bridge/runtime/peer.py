@@ -29,6 +29,7 @@ class Peer:
     :ivar links: links between our processes and the peer's.
     :ivar watching: our monitors on the peer's processes.
     :ivar requests: what runs on its behalf.
+    :ivar told_full: the log has it that there are too many.
     """
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
@@ -39,6 +40,7 @@ class Peer:
         self.links: set[tuple[Process, Pid]] = set()
         self.watching: set[Reference] = set()
         self.requests: set[Request] = set()
+        self.told_full = False
         self._send_controls: dict[Pid, bytes] = {}
 
     @property

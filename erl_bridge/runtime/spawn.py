@@ -97,12 +97,15 @@ class SpawnServer:
             log.warning("a spawn request of %s is not taken: %s", peer.name, control.damaged)
             _refuse(peer, req_id, from_pid, _BADARG)
             return
-        if len(peer.requests) >= self._max_requests:
-            log.warning(
-                "%s has %d requests running, no more are taken", peer.name, len(peer.requests)
-            )
+        running = len(peer.requests)
+        if running >= self._max_requests:
+            if not peer.told_full:
+                log.warning("%s has %d requests running, no more are taken", peer.name, running)
+            peer.told_full = True
             _refuse(peer, req_id, from_pid, _SYSTEM_LIMIT)
             return
+        if running < self._max_requests // 2:
+            peer.told_full = False
         job = _unwrap(mfa, control.payload)
         if job is None:
             _refuse(peer, req_id, from_pid, _BADARG)

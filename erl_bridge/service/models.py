@@ -15,7 +15,10 @@ from erllama_py.types import ModelPid
 
 __all__ = ("ModelProcesses",)
 
+_SHUTDOWN: Final = Atom("shutdown")
 _NORMAL: Final = Atom("normal")
+_KILL: Final = Atom("kill")
+_KILLED: Final = Atom("killed")
 
 
 class ModelProcesses:
@@ -24,7 +27,8 @@ class ModelProcesses:
     A peer's monitor fires, and its link breaks, when that life ends: on unload with
     ``shutdown``, after a crash with what ended it.  ``exit(Pid, Reason)`` of a peer unloads
     the model, unless the reason is ``normal``: so a supervisor that started one ends it.
-    ``gen_statem:stop`` does, too, with any reason, and that is then the one told.
+    ``gen_statem:stop`` does, too, with any reason.  What they are told is then that reason,
+    ``killed`` for ``kill``.
 
     :param handler_of: what a model's process serves as ``gen_server`` calls.
     :param reason_term: the term of an exit reason.
@@ -43,7 +47,7 @@ class ModelProcesses:
         self._by_model: dict[ModelPid, Process] = {}
         self._by_pid: dict[Pid, ModelPid] = {}
         self._reasons: dict[ModelPid, Any] = {}
-        """Of models that a peer has asked to stop."""
+        """Of models that a peer has asked to end."""
         self._forget = api.watch(self._watch)
         for pid in api.models():
             self._add(pid)
@@ -56,7 +60,7 @@ class ModelProcesses:
             self._by_model.clear()
             self._by_pid.clear()
         for process in processes:
-            process.exit()
+            process.exit(_SHUTDOWN)
 
     def model_of(self, pid: Pid) -> ModelPid | None:
         """Return the model a pid stands for, dead ones included."""
@@ -94,7 +98,7 @@ class ModelProcesses:
     def _asked(self, model: ModelPid, reason: Any) -> None:
         """Hear ``exit/2``; what comes of it is told as any end of a model is."""
         if reason is not _NORMAL:
-            self._node.start_task(_unloaded(model))
+            self.stop(model, _KILLED if reason is _KILL else reason)
 
 
 async def _unloaded(model: ModelPid) -> None:

@@ -29,6 +29,7 @@ _TOOL_CALL_DELTA = Atom("tool_call_delta")
 _LOGPROBS = Atom("erllama_logprobs")
 _DONE = Atom("erllama_done")
 _ERROR = Atom("erllama_error")
+_UNLOADED = (Atom("unloaded"), Atom("shutdown"))
 
 
 class Streams:
@@ -81,9 +82,9 @@ class Streams:
             self._live.pop(ref, None)
 
     def close(self) -> None:
-        """Stop them all."""
+        """End them all: each hears that it is over, as with an unload, and nothing after it."""
         for stream in list(self._live.values()):
-            stream.cancel()
+            stream.end()
 
 
 class _Stream:
@@ -96,6 +97,8 @@ class _Stream:
         self._token = tuple_head(3, _TOKEN, self.ref)
         self._token_id = tuple_head(3, _TOKEN_ID, self.ref)
         self._work = Work()
+        self._sending = threading.Lock()
+        self._ended = False
 
     @property
     def request(self) -> Ref | None:
@@ -112,13 +115,26 @@ class _Stream:
     def cancel(self) -> None:
         self._work.cancel()
 
+    def end(self) -> None:
+        """Send the last message now; what the model still has to say is for nobody."""
+        with self._sending:
+            if not self._ended:
+                self._ended = True
+                self._owner.forget(self.ref)
+                self._node.send(self._caller, (_ERROR, self.ref, _UNLOADED))
+        self.cancel()
+
     def _take(self, event: Event) -> None:
         """Send one event's message; on the model's reader thread."""
-        if event.terminal:
-            # Before the message: who has read it finds the stream gone.
-            self._owner.forget(self.ref)
-            self._node.demonitor(self._watch)
-        self._node.send_encoded(self._caller, self._message(event))
+        with self._sending:
+            if self._ended:
+                return
+            self._ended = event.terminal
+            if event.terminal:
+                # Before the message: who has read it finds the stream gone.
+                self._owner.forget(self.ref)
+                self._node.demonitor(self._watch)
+            self._node.send_encoded(self._caller, self._message(event))
 
     def _message(self, event: Event) -> bytes:
         match event.kind:

@@ -118,7 +118,7 @@ class TierProcesses:
             self._by_tier.clear()
             self._by_pid.clear()
         for process in processes:
-            process.exit()
+            process.exit(_SHUTDOWN)
 
     def _process(self, tier: TierPid) -> Process:
         with self._lock:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 __all__ = ("cookie_source", "lines")
 
+_IPV6 = "-proto_dist inet6_tcp"
+
 
 def cookie_source(cookie: str | None, cookie_file: Path | None) -> str | None:
     """Return shell text that gives the cookie; ``None`` where erl finds it by itself."""
@@ -17,9 +19,12 @@ def cookie_source(cookie: str | None, cookie_file: Path | None) -> str | None:
 
 def lines(node: str, cookie: str | None, model: str | None) -> list[str]:
     """Return what to paste: a shell line and a call, for ``erl`` and for ``iex``."""
-    long_names = "." in node.partition("@")[2]
-    host = "@127.0.0.1" if long_names else ""
-    name = f"{'-name' if long_names else '-sname'} shell{host}"
+    host = node.partition("@")[2]
+    if ":" in host:  # an IPv6 address: long names, over a protocol that has to be asked for
+        name, erl_flags, iex_flags = "-name shell@::1", f" {_IPV6}", f' --erl "{_IPV6}"'
+    else:
+        name = "-name shell@127.0.0.1" if "." in host else "-sname shell"
+        erl_flags = iex_flags = ""
     erl_cookie = f" -setcookie {cookie}" if cookie else ""
     iex_cookie = f" --cookie {cookie}" if cookie else ""
     if model is None:
@@ -37,10 +42,10 @@ def lines(node: str, cookie: str | None, model: str | None) -> list[str]:
         )
     return [
         "",
-        f"  erl {name}{erl_cookie}",
+        f"  erl{erl_flags} {name}{erl_cookie}",
         f"    {erl_call}",
         "",
-        f"  iex -{name}{iex_cookie}",
+        f"  iex{iex_flags} -{name}{iex_cookie}",
         f"    {iex_call}",
         "",
     ]

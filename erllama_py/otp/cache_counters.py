@@ -31,10 +31,10 @@ def add(slot: int, amount: int) -> Atom:
     The ``bytes_*`` (13 to 15) tell what the tiers hold and are left as they are.
 
     :return: ``ok``.
-    :raises BadCall: ``badarg``: no such slot, or not a number from 0.
+    :raises BadCall: ``badarg``: no such slot, or not a number from 0 below 2^63.
     """
     name = _name(slot)
-    if type(amount) is not int or amount < 0:
+    if type(amount) is not int or not 0 <= amount < 1 << 63:
         raise BadCall("badarg", f"cannot count by {amount!r}")
     if name not in GAUGES:
         index().source.counters.add(name, amount)

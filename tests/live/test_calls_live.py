@@ -296,7 +296,9 @@ class TestSizes:
         assert call("rpc:call(N, t, add, [1, 2])") == "3"
 
 
-def test_one_peer_cannot_run_more_than_its_share(peer: ErlNode) -> None:
+def test_one_peer_cannot_run_more_than_its_share(
+    peer: ErlNode, caplog: pytest.LogCaptureFixture
+) -> None:
     """Calls over the limit fail at once and in the caller's terms; then there is room again."""
     served = Served(limits=NodeLimits(max_requests_per_peer=3))
     try:
@@ -308,6 +310,7 @@ def test_one_peer_cannot_run_more_than_its_share(peer: ErlNode) -> None:
             )
             == "[waited,waited,waited,{erpc,system_limit},{erpc,system_limit}]"
         )
+        assert caplog.text.count("has 3 requests running, no more are taken") == 1
         assert peer.eval(f"erpc:call('{served.name}', t, wait, [1])") == "waited"
     finally:
         served.stop()

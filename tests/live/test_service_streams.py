@@ -259,6 +259,29 @@ class TestLives:
             end""")
         assert seen == '{{unloaded,shutdown},shutdown,shutdown,{shutdown,{complete,<<"b">>}}}'
 
+    def test_a_node_that_leaves_says_so(self, peer: ErlNode) -> None:
+        """Streams end with one message, running and queued ones, and pids with ``shutdown``."""
+        leaving = Serving(peer)
+        with stub_model("left", stub_opts={"step_delay_ms": 5}):
+            leaving.eval("""begin
+                #{pid := P} = erllama:model_info(<<"left">>), put(pid, P),
+                put(monitor, erlang:monitor(process, P)),
+                Start = fun() ->
+                    {ok, R} = erllama:infer(<<"left">>, [1], #{response_tokens => 4000}, self()), R
+                end,
+                put(running, Start()), put(queued, Start()),
+                receive {erllama_token_id, _, _} -> ok end
+            end""")
+            leaving.stop()
+            seen = peer.eval(f"""begin
+                P = get(pid), Mon = get(monitor),
+                Down = receive {{'DOWN', Mon, process, P, D}} -> D after 10000 -> none end,
+                {{Down, [[Last || {{erllama_error, Last}} <- ({COLLECT})(get(Which))]
+                         || Which <- [running, queued]]}}
+            end""")
+            assert seen == "{shutdown,[[{unloaded,shutdown}],[{unloaded,shutdown}]]}"
+            wait_for(lambda: api.phase("left") == "idle" and api.pending_len("left") == 0)
+
     def test_a_killed_model_comes_back_under_its_id(self, llm: Serving) -> None:
         slow = {"step_delay_ms": 5}
         with stub_model("victim", in_process=False, stub_opts=slow) as model:

@@ -184,6 +184,29 @@ class TestErllama:
                 == "{{shutdown,bye},{error,not_found},{'EXIT',noproc}}"
             )
 
+    @pytest.mark.parametrize(("sent", "told"), [("kill", "killed"), ("{a, b}", "{a,b}")])
+    def test_an_exit_signal_ends_a_model_with_its_reason(
+        self, llm: Serving, sent: str, told: str
+    ) -> None:
+        """A supervisor takes anything but ``killed`` for a failed end of a child it kills."""
+        with stub_model("ended"):
+            assert (
+                llm.eval(
+                    f"""begin
+                        Pid = maps:get(pid, erllama:model_info(<<"ended">>)),
+                        Flag = process_flag(trap_exit, true),
+                        true = link(Pid), M = erlang:monitor(process, Pid),
+                        exit(Pid, normal), idle = erllama:status(Pid),
+                        exit(Pid, {sent}),
+                        receive {{'DOWN', M, process, Pid, R}} -> ok end,
+                        receive {{'EXIT', Pid, E}} -> ok end,
+                        process_flag(trap_exit, Flag),
+                        {{R, E}}
+                    end"""
+                )
+                == f"{{{told},{told}}}"
+            )
+
     def test_a_tier_server_that_is_stopped_ends(
         self, peer: ErlNode, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

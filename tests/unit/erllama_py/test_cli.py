@@ -81,6 +81,9 @@ def test_lines_to_paste_follow_the_name_and_the_cookie() -> None:
     long = "\n".join(lines("llm@box.example.org", None, None))
     assert "erl -name shell@" in long
     assert "cookie" not in long.replace("counters", "")
+    ipv6 = "\n".join(lines("llm@::1", None, None))
+    assert "erl -proto_dist inet6_tcp -name shell@::1" in ipv6
+    assert 'iex --erl "-proto_dist inet6_tcp" --name shell@::1' in ipv6
 
 
 def test_a_cookie_file_is_read_by_the_shell_that_is_pasted_to(tmp_path: Path) -> None:

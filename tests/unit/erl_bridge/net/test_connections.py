@@ -68,12 +68,16 @@ class TestStrangers:
     def test_a_wrong_cookie_is_closed_without_a_word(
         self, node: NodeThread, raw: Dial, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """To the peer; the log says who came, and what to do."""
-        with pytest.raises(ConnectionError, match="closed during"):
-            raw(node, cookie="other")
+        """To the peer; the log says who came, and what to do, once for each."""
+        for name in ("one@vm", "one@vm", "two@vm", "one@vm"):
+            with pytest.raises(ConnectionError, match="closed during"):
+                raw(node, cookie="other", name=name)
         assert node.node.nodes() == []
-        assert "does not have our cookie (127.0.0.1:" in caplog.text
-        assert "start both with the same one" in caplog.text
+        told = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+        assert [line.split(" (127.0.0.1:")[0] for line in told] == [
+            f"handshake refused: '{name}' does not have our cookie" for name in ("one@vm", "two@vm")
+        ]
+        assert told[0].endswith("): start both with the same one")
 
     def test_only_so_many_at_once(self, start: Start, raw: Dial) -> None:
         node = start(limits=limits(max_handshakes=3))
