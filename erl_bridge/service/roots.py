@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from erl_bridge.service.convert import bytes_of
+from erl_bridge.service.paths import file_path
 from erllama_py import api
 from erllama_py.errors import ErllamaError
 
@@ -47,7 +47,7 @@ class Roots:
         if given is None or (isinstance(given, str) and given in _ABSENT):
             return checked
         if isinstance(given, list):
-            given = bytes_of(given) or given
+            given = file_path(given) or given
         known, path = api.resolve_model(given)
         resolved = Path(path).resolve()
         if not known:
@@ -59,7 +59,7 @@ class Roots:
 
         :raises ErllamaError: ``eacces`` for a file elsewhere; ``badarg`` for no path.
         """
-        raw = bytes_of(path)
+        raw = file_path(path)
         if not raw or b"\0" in raw:
             raise ErllamaError("badarg", f"a path was expected, not {path!r:.60}")
         resolved = Path(os.fsdecode(raw)).resolve()

@@ -119,7 +119,7 @@ def text(options: Mapping[str, Any], key: str, default: str) -> str:
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     if not isinstance(text, str) or len(text) > _MAX_ATOM_CHARS:
         raise invalid(key, value, "a name")
-    return text
+    return str(text)  # an Atom is a str, but not to all who encode one
 
 
 def digest(options: Mapping[str, Any], key: str) -> bytes | None:

@@ -73,9 +73,31 @@ def test_of_two_spellings_of_the_key_one_is_left(root: Path) -> None:
         assert refused(Roots([root]), config) == "eacces"
 
 
-@pytest.mark.parametrize("path", [b"", b"a\0b", 5, {}, Atom(""), ["x"], [256], b"a" * 5000])
+@pytest.mark.parametrize(
+    "path", [b"", b"a\0b", 5, {}, Atom(""), ["x"], [1 << 21], [0xD800], [-1], b"a" * 5000]
+)
 def test_what_is_no_path_is_badarg(root: Path, path: Any) -> None:
     assert refused(Roots([root]), {"model_path": path}) == "badarg"
+
+
+def test_a_charlist_is_characters_as_in_erlang_or_else_bytes(root: Path) -> None:
+    """``"modèle.gguf"`` as it is written, and what ``binary_to_list/1`` makes of a binary."""
+    named = root / "modèle_м.gguf"
+    named.write_bytes(b"GGUF")
+    path = str(named)
+    deep: list[Any] = list(map(ord, path))
+    for _ in range(200):  # terms of peers are less than 256 deep
+        deep = [deep]
+    for given in (
+        list(map(ord, path)),
+        list(path.encode()),
+        [f"{root}/".encode(), list(map(ord, named.name))],
+        deep,
+    ):
+        assert Roots([root]).check({"model_path": given}) == {"model_path": path}
+        assert Roots([root]).check_adapter(given) == path
+    missing = str(root / "é.gguf")
+    assert Roots([root]).check_adapter(list(missing.encode())) == missing
 
 
 @pytest.mark.parametrize("absent", [None, Atom("undefined"), Atom("nil")])

@@ -403,6 +403,13 @@ class TestRefusals:
         assert line.getMessage().startswith("erllama:complete/3 was refused: ")
         assert "response_tokens" in line.getMessage()
 
+    def test_an_id_that_is_loaded_already_is_no_news(
+        self, node: ErllamaNode, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = {Atom("backend"): Atom("erllama_model_stub")}
+        assert call(node, "load_model", MODEL, config) == (ERROR, Atom("already_loaded"))
+        assert _told(caplog) == []
+
     def test_so_are_those_of_the_other_modules(
         self, node: ErllamaNode, caplog: pytest.LogCaptureFixture
     ) -> None:

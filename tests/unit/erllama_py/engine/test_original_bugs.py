@@ -308,10 +308,13 @@ def test_bug_13_no_surplus_continued_save() -> None:
     assert (counters["saves_cold"], counters["saves_continued"]) == (1, 0)
 
 
-def test_bug_15_a_quantisation_without_a_code_is_found_in_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quant_type", ["my_own", Atom("свой")])
+def test_bug_15_a_quantisation_without_a_code_is_found_in_its_file(
+    tmp_path: Path, quant_type: str
+) -> None:
     server = Atom("odd_rows")
     cache_disk_srv.start_link(server, os.fsencode(tmp_path / "rows"))
-    tier = {"tier": "disk", "tier_srv": server, "quant_type": "my_own"}
+    tier = {"tier": "disk", "tier_srv": server, "quant_type": quant_type}
     tokens = list(range(5000, 5200))
     try:
         with stub_model(stub_opts=SLOW, **tier) as model:
