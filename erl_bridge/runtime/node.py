@@ -264,6 +264,10 @@ class Node:
         """Return the process registered under a name."""
         return self._names.get(name)
 
+    def registered(self) -> list[str]:
+        """Return the registered names."""
+        return list(self._names)
+
     def find(self, pid: Pid) -> Process | None:
         """Return our living process with this pid."""
         process = self._processes.get((pid.id, pid.serial))

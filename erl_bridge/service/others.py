@@ -18,6 +18,7 @@ from erl_bridge.runtime import CallContext, Caller, ErlangError, GenHandler, Nod
 from erl_bridge.service.cache_modules import SERVED
 from erl_bridge.service.callers import Call, Callers
 from erl_bridge.service.convert import Converter, NotAModel
+from erl_bridge.service.facts import FACTS, fact
 from erl_bridge.service.heads import FUNCTIONS
 from erl_bridge.service.mfa import Table
 from erl_bridge.service.refusals import note_refusal
@@ -42,6 +43,7 @@ _INFINITY: Final = Atom("infinity")
 _CALL: Final = Atom("call")
 _ERLLAMA: Final = Atom("erllama")
 _MODEL: Final = "erllama_model"
+_ERLANG: Final = "erlang"
 _DISK_SRV: Final = "erllama_cache_disk_srv"
 _CLAUSE: Final = Atom("function_clause")
 
@@ -81,6 +83,8 @@ class OtherModules:
         :raises ErlangError: it exits or fails.
         """
         which = (function, len(args))
+        if module == _ERLANG and which in FACTS:
+            return fact(self._node, function, args)
         served = SERVED.get(module, {}).get(which)
         if served is not None:
             return self._apply(served, Call(context, module, function, args))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from erl_bridge.etf import Atom
+from erl_bridge.runtime import services
 from erllama_py.testing import stub_model
 from tests.live.erlnode import ErlNode
 from tests.live.served import Call, Served
@@ -144,6 +145,16 @@ class TestGlobalLocks:
         assert asked(set_lock % "two") == "true"
         assert asked("global:del_lock({r, two}, [V])") == "true"
 
+    def test_there_is_a_limit(
+        self, asked: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(services, "MAX_LOCKS", 1)
+        assert asked("global:set_lock({r, one}, [V], 0)") == "true"
+        assert asked("global:set_lock({s, one}, [V], 0)") == "false"
+        assert asked("global:del_lock({r, one}, [V])") == "true"
+        assert asked("global:set_lock({s, one}, [V], 0)") == "true"
+        assert asked("global:del_lock({s, one}, [V])") == "true"
+
     def test_a_holder_that_ends_lets_go(self, asked: Callable[[str], str]) -> None:
         """Whoever waits for it gets it then: ``global`` tries again by itself."""
         assert (
@@ -265,6 +276,52 @@ class TestErllama:
         assert llm.eval("supervisor:restart_child({erllama_sup, N}, what)") == (
             "{error,not_supported}"
         )
+
+
+class TestFacts:
+    """What is usual to ask of a process that is elsewhere."""
+
+    def test_who_is_there(self, llm: Serving) -> None:
+        assert (
+            llm.eval(
+                """begin
+                    Ask = fun(F, A) -> rpc:call(N, erlang, F, A) end,
+                    N = Ask(node, []),
+                    Pid = Ask(whereis, [erllama_registry]), N = node(Pid),
+                    undefined = Ask(whereis, [nobody]),
+                    [] = [erllama, erllama_sup, net_kernel, rex] -- Ask(registered, []),
+                    [Model] = erllama:models(),
+                    {Ask(is_process_alive, [Pid]), Ask(is_process_alive, [Model])}
+                end"""
+            )
+            == "{true,true}"
+        )
+
+    def test_who_has_gone(self, llm: Serving) -> None:
+        with stub_model("gone"):
+            assert (
+                llm.eval(
+                    """begin
+                        Pid = maps:get(pid, erllama:model_info(<<"gone">>)),
+                        ok = erllama:unload(Pid),
+                        rpc:call(N, erlang, is_process_alive, [Pid])
+                    end"""
+                )
+                == "false"
+            )
+
+    @pytest.mark.parametrize(
+        "asked", ["is_process_alive, [self()]", "is_process_alive, [1]", "whereis, [1]"]
+    )
+    def test_what_erlang_refuses_too(self, llm: Serving, asked: str) -> None:
+        function = asked.partition(",")[0]
+        expected = f"{{badrpc,{{'EXIT',{{badarg,[{{erlang,{function},[_],[]}}]}}}}}}"
+        assert llm.eval(f"begin {expected} = rpc:call(N, erlang, {asked}), ok end") == "ok"
+
+    @pytest.mark.parametrize("asked", ["nodes, []", "memory, []", "process_info, [self()]"])
+    def test_nothing_else_is_told(self, llm: Serving, asked: str) -> None:
+        expected = "{badrpc,{'EXIT',{undef,_}}}"
+        assert llm.eval(f"begin {expected} = rpc:call(N, erlang, {asked}), ok end") == "ok"
 
 
 def _parent(call: Call) -> str:
