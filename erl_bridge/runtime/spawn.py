@@ -21,6 +21,7 @@ function, which knows no ``erlang:apply`` and answers ``undef``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -38,7 +39,7 @@ from erl_bridge.proto.errors import RemoteProtocolError
 from erl_bridge.runtime import calls
 from erl_bridge.runtime.calls import CallContext, Outcome
 from erl_bridge.runtime.peer import Peer, Request
-from erl_bridge.runtime.process import NORMAL, Process
+from erl_bridge.runtime.process import NOCONNECTION, NORMAL, Process
 
 if TYPE_CHECKING:
     from erl_bridge.runtime.node import Node
@@ -139,8 +140,15 @@ class SpawnServer:
                 process.exit(_KILLED if reason is _KILL else reason)
                 request.cancel()
 
+        def over(_task: asyncio.Task[None]) -> None:
+            # Cancelled, since its peer went away: nobody hears of it, but it must not stay.
+            if process.alive:
+                process.exit(NOCONNECTION)
+
         process.on_exit = process.on_exit_request = stopped
-        request.runs_in(self._node.start_task(run()))
+        task = self._node.start_task(run())
+        request.runs_in(task)
+        task.add_done_callback(over)
 
 
 def _flags(options: list[Any]) -> int | None:

@@ -226,7 +226,7 @@ class TestSpawns:
         assert seen.get(timeout=5) == (Atom("call"), "cancelled")
         assert seen.get(timeout=5) == (Atom("cast"), "done")
 
-    @pytest.mark.parametrize("how", ["spawn", "alias", "old tag", "multi_call"])
+    @pytest.mark.parametrize("how", ["spawn", "alias", "old tag", "multi_call", "otp 25"])
     def test_a_caller_that_stops_waiting_is_told_of(
         self, start: Start, raw: Dial, seen: queue.Queue[Any], how: str
     ) -> None:
@@ -248,7 +248,8 @@ class TestSpawns:
             else:
                 alias = ImproperList((Atom("alias"),), ref)
                 outer = ImproperList((alias,), ref)
-                tag = {"alias": alias, "multi_call": outer}.get(how, ref)
+                of_25 = (peer.ref(10), Atom(peer.name))  # of its multi_call, and no monitor
+                tag = {"alias": alias, "multi_call": outer, "otp 25": of_25}.get(how, ref)
                 request = (Atom("block_call"), Atom("t"), Atom(name), [], peer.pid())
                 call = (Atom("$gen_call"), (peer.pid(), tag), request)
                 peer.send(Op.MONITOR_P, peer.pid(), rex, ref)
@@ -281,6 +282,17 @@ class TestSpawns:
         assert seen.get(timeout=5) == "left"
         assert peer.receive().op is Op.PAYLOAD_MONITOR_P_EXIT
         assert seen.empty(), "the second call was answered"
+
+    def test_a_peer_that_goes_leaves_no_process_behind(self, node: NodeThread, raw: Dial) -> None:
+        """What ran for it is cancelled, and what stood for that is gone, too."""
+        peer = raw(node)
+        pids = []
+        for number in range(1, 4):
+            peer.call("t", "wait", [60], number=number)
+            pids.append(peer.receive().fields[3])
+        assert all(node.node.find(pid) is not None for pid in pids)
+        peer.close()
+        assert _until(lambda: all(node.node.find(pid) is None for pid in pids))
 
     def test_stopping_the_node_ends_everything(
         self, start: Start, raw: Dial, seen: queue.Queue[Any]
