@@ -292,7 +292,7 @@ class TestSpawns:
             pids.append(peer.receive().fields[3])
         assert all(node.node.find(pid) is not None for pid in pids)
         peer.close()
-        assert _until(lambda: all(node.node.find(pid) is None for pid in pids))
+        wait_for(lambda: all(node.node.find(pid) is None for pid in pids))
 
     def test_stopping_the_node_ends_everything(
         self, start: Start, raw: Dial, seen: queue.Queue[Any]
