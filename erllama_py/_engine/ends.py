@@ -57,7 +57,9 @@ def stream_ended(model_id: str, reason: Any) -> ErllamaError:
     """Return the error that ends a stream."""
     word = "unloaded" if reason == "shutdown" else "model_down"
     return ErllamaError(
-        (Atom(word), reason), f"the model {model_id!r} ended ({_say(reason)}) during the stream"
+        (Atom(word), reason),
+        f"the model {model_id!r} ended ({_say(reason)}) during the stream",
+        "" if reason == "shutdown" else "it is restarted by itself; ask again",
     )
 
 

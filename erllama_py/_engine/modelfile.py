@@ -18,6 +18,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from erllama_py._machine.catalogue import nearest_name
 from erllama_py._machine.digests import Digests
 from erllama_py._machine.fingerprint import Facts, Fingerprint, facts_of, identify, whole
 from erllama_py.config import LoadConfig
@@ -90,8 +91,11 @@ class ModelFile:
             mode = named if config.fingerprint is None or named == "fast_unsafe" else None
             found = identify(facts, mode, self._digests)
         except OSError as error:
+            near = nearest_name(str(path))
             raise ErllamaError(
-                "load_failed", f"{path!r} cannot be read: {error.strerror}", "check the path"
+                "load_failed",
+                f"{path!r} cannot be read: {error.strerror}",
+                f"did you mean {near}?" if near else "check the path",
             ) from error
         with self._lock:
             self._facts, self._found = facts, found

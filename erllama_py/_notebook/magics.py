@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ("LAST_REPLY", "ErllamaMagics")
 
+_HELP: Final = frozenset(("-h", "--help"))
+
 LAST_REPLY: Final = "_erllama"
 """The one name that is bound without being asked for."""
 
@@ -69,18 +71,24 @@ class ErllamaMagics(Magics):
     def line(self, line: str) -> None:
         """Run a command."""
         name, *words = split(line) or ["help"]
-        if name in ("-h", "--help"):
-            name = "help"
+        if name in _HELP:
+            name, words = "help", []
         if name not in COMMANDS:
             hint = nearest(name, list(COMMANDS)) or "%erllama help lists the commands"
             raise BadUsage(f"there is no command {name!r}", hint)
+        if not _HELP.isdisjoint(words):
+            name, words = "help", [name]
         getattr(self, f"_{name}")(parse(COMMANDS[name], words))
 
     @no_var_expand
     @cell_magic("erllama")  # type: ignore[arg-type]
     def cell(self, line: str, cell: str) -> None:
         """Send the cell."""
-        arguments = parse(PROMPT, split(line))
+        words = split(line)
+        if not _HELP.isdisjoint(words):
+            note(report.help_text(None))  # whoever asks for help sends nothing
+            return
+        arguments = parse(PROMPT, words)
         with self._short_errors(whole=arguments.traceback):
             _check_name(arguments.output)
             text, system = prompt_text(

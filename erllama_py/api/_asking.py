@@ -119,11 +119,16 @@ def prompt_bytes(text: Any) -> bytes:
     """Return a prompt's bytes.
 
     :raises ErllamaError: ``too_large``.
-    :raises BadCall: no text.
+    :raises BadCall: no text, or one with half of a surrogate pair.
     """
     if not isinstance(text, (str, bytes)):
         raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
-    data = text.encode() if isinstance(text, str) else text
+    try:
+        data = text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise BadCall(
+            "badarg", f"a prompt must be Unicode: {text[error.start]!a} is half of a character"
+        ) from None
     if len(data) > MAX_TEXT_BYTES:
         raise ErllamaError("too_large", f"{len(data)} bytes of text; {MAX_TEXT_BYTES} at most")
     return data

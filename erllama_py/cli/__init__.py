@@ -6,7 +6,15 @@ that ``--help`` is quick; the rest comes when a command runs.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TextIO
 
 import click
 
@@ -22,15 +30,53 @@ from erllama_py.errors import ErllamaError
 __all__ = ("main",)
 
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _Warnings(logging.Handler):
+    """Says on standard error what went less well than it should, and stopped nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != "erllama_py.native":  # the engine's own are of no use to anybody
+            click.echo(f"warning: {record.getMessage()}", err=True)
+
+
 class _Group(click.Group):
     """Shows our errors as one line, with the hint on a second."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _ready():
+                return super().invoke(ctx)
         except ErllamaError as error:
             lines = [error.message] + ([f"hint: {error.hint}"] if error.hint else [])
             raise click.ClickException("\n  ".join(lines)) from error
+        except OSError as error:
+            # What is written has no file's name with it.
+            if error.errno not in _NO_ROOM or error.filename is not None:
+                raise
+            _let_go(sys.stdout)
+            raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
+
+
+def _let_go(stream: TextIO) -> None:
+    """Have what could not be written dropped: Python would try, and complain, at its end."""
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+@contextlib.contextmanager
+def _ready() -> Iterator[None]:
+    """See to it that no character ends a command, and that no warning is lost."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    log, warnings = logging.getLogger("erllama_py"), _Warnings(logging.WARNING)
+    log.addHandler(warnings)
+    try:
+        yield
+    finally:
+        log.removeHandler(warnings)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,6 +11,7 @@ import click
 
 from erllama_py.cli.loading import loaded, lora_option, model_option
 from erllama_py.cli.output import age, columns, count, emit, json_option, size
+from erllama_py.cli.reading import prompt_of
 
 if TYPE_CHECKING:
     from erllama_py._cache.inventory import Inventory, Owner, Pruned, StoredRow
@@ -121,12 +122,10 @@ def gc(days: float | None, unfiled: bool, as_json: bool) -> None:
 @json_option
 def why(prompt: str, model: str, loras: list[Lora], chat: bool, as_json: bool) -> None:
     """Say what PROMPT would find in the cache, and why no more.  '-' reads it."""
-    import sys
-
     from erllama_py import api
     from erllama_py.cli.streaming import chat_tokens
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = prompt_of(prompt)
     with loaded(model, loras=loras) as one:
         message = [{"role": "user", "content": text}]
         answer = api.explain(one, chat_tokens(one, message, None) if chat else text)

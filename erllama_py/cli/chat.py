@@ -24,6 +24,7 @@ from erllama_py.cli.loading import (
     thinking_options,
 )
 from erllama_py.cli.output import age, columns, count, emit, json_option
+from erllama_py.cli.reading import read_input
 
 if TYPE_CHECKING:
     from erllama_py.cli.conversations import Conversation
@@ -107,10 +108,10 @@ def chat(
         "thinking_budget": thinking_budget,
     }
     talk.options |= {key: value for key, value in given.items() if value is not None}
-    if sys.stdin.isatty() and not as_json:
+    if sys.stdin is not None and sys.stdin.isatty() and not as_json:
         _at_terminal(name, talk)
     else:
-        _one_message(name, talk, sys.stdin.read(), as_json=as_json)
+        _one_message(name, talk, read_input(), as_json=as_json)
 
 
 def _list(as_json: bool) -> None:

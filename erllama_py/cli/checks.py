@@ -192,7 +192,11 @@ def check_disk() -> Iterator[Finding]:
     path = settings.disk_dir
     quota = default_disk_quota(path) if settings.disk is None else settings.disk
     if not quota:
-        yield Finding("disk", "note", "no disk tier: nothing survives a restart", _UNSET_DISK)
+        if settings.disk is None:
+            none = f"no disk tier: there is no room in {_nearest(path)} for {path}"
+            yield Finding("disk", "wrong", none, "set HOME, or ERLLAMA_CACHE_DIR")
+        else:
+            yield Finding("disk", "note", "no disk tier: nothing survives a restart", _UNSET_DISK)
         return
     if (why := _unwritable(path)) is not None:
         yield Finding("disk", "wrong", why, "mend its mode, or set ERLLAMA_CACHE_DIR")

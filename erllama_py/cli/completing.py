@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from erllama_py.cli.loading import (
     thinking_options,
 )
 from erllama_py.cli.output import columns, emit, json_option
+from erllama_py.cli.reading import prompt_of
 
 if TYPE_CHECKING:
     from erllama_py.config import Lora
@@ -85,14 +85,14 @@ def complete(
 ) -> None:
     """Complete PROMPT, streaming the reply.
 
-    '-' reads PROMPT from standard input.  Ctrl-C ends the reply, with status 130.  A reply
-    under a schema that was cut is no JSON: status 1.
+    '-' reads PROMPT from standard input, without the newline at its end.  Ctrl-C ends the
+    reply, with status 130.  A reply under a schema that was cut is no JSON: status 1.
     """
     from erllama_py import api
     from erllama_py.cli.streaming import Thinking, chat_tokens, stream, thinking_request
     from erllama_py.errors import ErllamaError
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = prompt_of(prompt)
     with loaded(model, loras=loras) as one:
         message = [{"role": "user", "content": text}]
         if chat or template is not None:

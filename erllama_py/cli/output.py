@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +17,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def emit(value: Any) -> None:
     """Print a value as JSON; keys in bytes as hex."""
-    click.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
+    # JSON has a way to write what the terminal's encoding cannot.
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    click.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=not utf8))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -79,6 +79,17 @@ def test_a_folder_that_cannot_be_made_is_wrong(home, monkeypatch: pytest.MonkeyP
     assert "is no folder" in found.found
 
 
+def test_a_home_where_there_is_no_room_is_wrong(home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erllama_py._machine.quotas.default_disk_quota", lambda path: 0)
+    monkeypatch.delenv("ERLLAMA_CACHE_DISK", raising=False)
+    (found,) = checks.check_disk()
+    assert (found.status, found.mend) == ("wrong", "set HOME, or ERLLAMA_CACHE_DIR")
+    assert "no room" in found.found
+    monkeypatch.setenv("ERLLAMA_CACHE_DISK", "0")  # who wanted it so is told what it means
+    (found,) = checks.check_disk()
+    assert (found.status, found.mend[:24]) == ("note", "unset ERLLAMA_CACHE_DISK")
+
+
 def test_a_tier_larger_than_its_tmpfs_is_wrong(home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERLLAMA_CACHE_RAM_FILE", "900000G")
     (found,) = checks.check_shm(home)

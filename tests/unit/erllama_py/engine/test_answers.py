@@ -130,6 +130,8 @@ def test_memory_that_runs_out_is_oom() -> None:
     assert ends.load_crashed("m", "large.gguf", Atom("oom"), "").reason == "oom"
     assert ends.stream_ended("m", Atom("oom")).reason == ("model_down", "oom")
     assert "memory" in str(ends.stream_ended("m", Atom("oom")))
+    assert "restarted by itself" in ends.stream_ended("m", Atom("killed")).hint
+    assert ends.stream_ended("m", Atom("shutdown")).hint == ""
 
 
 def test_a_known_name_is_told_from_a_path(tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ def test_help_lists_every_command(shell: Any) -> None:
         (text,) = shell.run(code)
         for word in ("load MODEL", "cache", "why [REPLY]", "%%erllama", "--temperature", "--fill"):
             assert word in text
-    (text,) = shell.run("%erllama help load")
-    assert "--n-ctx" in text
+    for code in ("%erllama help load", "%erllama load --help", "%erllama load smollm2 -h"):
+        (text,) = shell.run(code)
+        assert "--n-ctx" in text
+    (text,) = shell.run("%%erllama --max 3 --help\nnobody is to hear this")
+    assert "--temperature" in text
     assert "load MODEL" in shell.ip.find_line_magic("erllama").__doc__
     assert "there is no command 'lod'" in str(shell.error("%erllama help lod"))
 
