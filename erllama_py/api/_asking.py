@@ -127,7 +127,7 @@ def prompt_bytes(text: Any) -> bytes:
         data = text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError as error:
         raise BadCall(
-            "badarg", f"a prompt must be Unicode: {text[error.start]!a} is half of a character"
+            "badarg", f"the prompt has half a character at {error.start}, which is no text"
         ) from None
     if len(data) > MAX_TEXT_BYTES:
         raise ErllamaError("too_large", f"{len(data)} bytes of text; {MAX_TEXT_BYTES} at most")

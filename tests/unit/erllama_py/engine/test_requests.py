@@ -309,6 +309,9 @@ def test_bad_texts_and_options_are_refused_and_harm_nothing() -> None:
                 api.complete(model, "a", bad)  # type: ignore[arg-type]
         with pytest.raises(BadCall):
             api.complete(model, 5)  # type: ignore[arg-type]
+        for call in (api.complete, api.tokenize):
+            with pytest.raises(BadCall, match="half a character at 1"):
+                call(model, "a\ud800")
         assert api.complete(model, "a", {"response_tokens": 1})["generated"]
 
 
