@@ -160,6 +160,10 @@ PROMPT: Final = Command(
         Option(("--chat",), "send it as a chat message (the default where the model can)"),
         Option(("--system",), "system message of the chat", "TEXT"),
         Option(
+            ("--session",), "go on in this conversation: what was said in it comes first", "NAME",
+            completes="session",
+        ),
+        Option(
             ("-i", "--input"), "put this variable's text before the cell", "NAME", repeated=True,
             completes="variable",
         ),
@@ -226,6 +230,13 @@ COMMANDS: Final = {
                 Option(("--unload",), "detach it; without a PATH, all"),
                 Option(("--model",), "of which loaded model", "NAME", completes="loaded"),
             ),
+        ),
+        Command(
+            "session",
+            "List the conversations of cells, or show what was said in one.",
+            "[NAME]",
+            "session",
+            (Option(("--end",), "forget it, here and in the models; without a NAME, all"),),
         ),
         Command("models", "List loaded models, and the files on this machine."),
         Command("status", "Say what each loaded model is doing."),

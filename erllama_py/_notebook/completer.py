@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from erllama_py._notebook.models import Models
+    from erllama_py._notebook.talks import Talks
 
 __all__ = ("make_matcher",)
 
@@ -30,10 +31,10 @@ _FILES_FRESH_S: Final = 10.0
 
 
 def make_matcher(
-    models: Models, shell: InteractiveShell
+    models: Models, talks: Talks, shell: InteractiveShell
 ) -> Callable[[CompletionContext], SimpleMatcherResult]:
     """Return the function that IPython asks at every completion."""
-    completer = _Completer(models, shell)
+    completer = _Completer(models, talks, shell)
 
     @context_matcher()  # type: ignore[untyped-decorator]  # IPython's
     def erllama_matcher(context: CompletionContext) -> SimpleMatcherResult:
@@ -49,8 +50,9 @@ def make_matcher(
 
 
 class _Completer:
-    def __init__(self, models: Models, shell: InteractiveShell) -> None:
+    def __init__(self, models: Models, talks: Talks, shell: InteractiveShell) -> None:
         self._models = models
+        self._talks = talks
         self._shell = shell
         self._files: tuple[float, list[str]] = (-_FILES_FRESH_S, [])
 
@@ -97,6 +99,8 @@ class _Completer:
             case "attached":
                 current = self._models.current
                 return [] if current is None else names(current)
+            case "session":
+                return self._talks.names()
             case "variable":
                 return self._variables()
             case "command":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from erllama_py._notebook.render import Surface
+    from erllama_py._notebook.talks import Talk
     from erllama_py.types import Event
 
 __all__ = ("generate", "prompt_text", "prompt_tokens", "schema_of")
@@ -35,6 +36,9 @@ POLL_S: Final = 0.05
 SETTLE_S: Final = 0.1
 """An interrupted request is given this long to say what it came to.  It answers after the
 engine's current step; whoever pressed stop waits no longer than this."""
+
+STEP_S: Final = 30.0
+"""How long the next cell of a conversation waits for that, at most."""
 
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
@@ -90,16 +94,24 @@ def schema_of(name: str | None, names: Mapping[str, Any]) -> Any:
 
 
 def prompt_tokens(
-    model: str, arguments: argparse.Namespace, text: str, system: str | None
+    model: str,
+    arguments: argparse.Namespace,
+    text: str,
+    system: str | None,
+    talk: Talk | None = None,
 ) -> list[int]:
     """Return the prompt's tokens: one chat message, or the text as it is.
 
+    :param talk: the conversation that it is the next message of.
     :raises BadUsage: ``--raw`` with what only a chat can have.
     :raises ErllamaError: ``no_template`` where a chat was asked for and the model has none.
     """
-    if arguments.raw and (arguments.chat or system is not None):
-        other = "--chat" if arguments.chat else "--system"
+    if arguments.raw and (arguments.chat or system is not None or talk is not None):
+        other = "--chat" if arguments.chat else "--session" if talk else "--system"
         raise BadUsage(f"--raw and {other} exclude each other", "leave one of them out")
+    if talk is not None:
+        talk.begun_with(system)
+        return _as_said(talk, erllama_py.api.apply_chat_template, model, talk.request(text))
     if not arguments.raw:
         request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
         if system is not None:
@@ -121,12 +133,14 @@ def generate(
     limit: int,
     keep: Callable[[Reply], None],
     schema: Any = None,
+    talk: Talk | None = None,
 ) -> None:
     """Stream a reply to a surface.
 
     :param limit: most tokens of the reply.
     :param keep: is given the reply when it ends, however it ends.
     :param schema: what the reply has to satisfy.
+    :param talk: the conversation that it is a part of.
     :raises KeyboardInterrupt: the cell was interrupted; the partial reply was kept.
     :raises ErllamaError: the request was refused, or the model died.
     """
@@ -137,7 +151,11 @@ def generate(
     options = _options(arguments, limit)
     if schema is not None:
         options["json_schema"] = schema
-    stream = erllama_py.api.infer(model, tokens, options)
+    if talk is None:
+        stream = erllama_py.api.infer(model, tokens, options)
+    else:
+        options |= talk.options(model)
+        stream = _as_said(talk, _settled, talk, model, tokens, options)
     assert isinstance(stream, erllama_py.api.Stream)
     reply.ref = stream.ref
     run = _Run(reply, stream, surface)
@@ -153,6 +171,32 @@ def generate(
         keep(reply)
     if stream.error:
         raise stream.error
+
+
+def _as_said(talk: Talk, do: Callable[..., Any], *args: Any) -> Any:
+    """Do something for a conversation, whose errors have its mends."""
+    try:
+        return do(*args)
+    except ErllamaError as error:
+        if error.reason == "context_overflow":
+            error.hint = (
+                f"the conversation is too long: %erllama session {talk.name} --end, another"
+                " --session, or a larger --n-ctx of the load"
+            )
+        raise
+
+
+def _settled(talk: Talk, model: str, tokens: list[int], options: dict[str, Any]) -> Any:
+    """Start a stream, once what an interrupt stopped in the same session is over."""
+    deadline = time.monotonic() + STEP_S
+    while True:
+        try:
+            return erllama_py.api.infer(model, tokens, options)
+        except ErllamaError as error:
+            waits = talk.unsettled and error.reason == "sticky_busy"
+            if not waits or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_S)
 
 
 class _Run:

@@ -75,7 +75,7 @@ def lora_report(model: str) -> Report:
     if not rows:
         none = f"{model} has no LoRA adapters."
         return Report(none, none)
-    heads = (f"adapters of {model}", "scale")
+    heads = ("adapter", "scale")
     return Report(plain_table(heads, rows), markdown_table(heads, rows))
 
 

@@ -29,6 +29,7 @@ from erllama_py._notebook.lora import attach, detach, lora_report
 from erllama_py._notebook.models import Models
 from erllama_py._notebook.render import MODES, in_kernel, note, surface
 from erllama_py._notebook.reply import Reply
+from erllama_py._notebook.talks import Talks
 from erllama_py._notebook.text import escape
 from erllama_py._notebook.why import why_report
 from erllama_py.errors import ErllamaError
@@ -63,7 +64,8 @@ class ErllamaMagics(Magics):
         super().__init__(shell, **kwargs)
         self._shell = shell
         self.models = Models()
-        self.matcher = make_matcher(self.models, shell)
+        self.talks = Talks()
+        self.matcher = make_matcher(self.models, self.talks, shell)
         self._view: CacheView | None = None
 
     @no_var_expand
@@ -95,9 +97,10 @@ class ErllamaMagics(Magics):
                 arguments, cell, self._shell.user_ns, typed=not in_kernel(self._shell)
             )
             schema = schema_of(arguments.json_schema, self._shell.user_ns)
+            talk = None if arguments.session is None else self.talks.get(arguments.session)
             where = surface(self._shell, self.render)
             model = self.models.find(arguments.model)
-            tokens = prompt_tokens(model, arguments, text, system)
+            tokens = prompt_tokens(model, arguments, text, system, talk)
 
             def keep(reply: Reply) -> None:
                 self._shell.user_ns[LAST_REPLY] = reply
@@ -105,10 +108,15 @@ class ErllamaMagics(Magics):
                 if arguments.output and schema is None:
                     self._shell.user_ns[arguments.output] = reply
                 if reply.stats or reply.interrupted:
+                    if talk is not None:
+                        talk.add(text, reply)
+                        self.talks.keep(talk)
                     note(reply.summary, f"<small>{escape(reply.summary)}</small>")
 
             limit = arguments.max or self.max_tokens
-            generate(model, tokens, arguments, where, limit=limit, keep=keep, schema=schema)
+            generate(
+                model, tokens, arguments, where, limit=limit, keep=keep, schema=schema, talk=talk
+            )
             if arguments.output and schema is not None:
                 self._shell.user_ns[arguments.output] = _said(self._shell.user_ns[LAST_REPLY])
 
@@ -158,6 +166,15 @@ class ErllamaMagics(Magics):
             note(attach(model, path, 1.0 if scale is None else scale))
         else:
             note(*lora_report(model))
+
+    def _session(self, arguments: argparse.Namespace) -> None:
+        name, models = arguments.argument, self.models.loaded()
+        if arguments.end:
+            note(self.talks.end(name, models))
+        elif name is not None:
+            note(self.talks.show(name))
+        else:
+            note(*self.talks.report(models))
 
     def _models(self, _: argparse.Namespace) -> None:
         note(*report.model_report(self.models.loaded(), self.models.current))

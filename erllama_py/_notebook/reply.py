@@ -184,9 +184,9 @@ def _hit_words(reply: Reply) -> str:
         return prompt
     if reply.prefix_len == 0:
         return f"cold: {prompt} computed"
-    if reply.prefix_len >= reply.prompt_tokens:
-        return f"warm ({reply.hit}): all {prompt} from the cache"
-    return f"warm ({reply.hit}): {reply.prefix_len} of {prompt} from the cache"
+    found = "all" if reply.prefix_len >= reply.prompt_tokens else f"{reply.prefix_len} of"
+    place = "context" if reply.hit == "sticky" else "cache"
+    return f"warm ({reply.hit}): {found} {prompt} from the {place}"
 
 
 def _end_words(reply: Reply) -> str:
