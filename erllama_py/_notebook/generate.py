@@ -22,7 +22,7 @@ from erllama_py._notebook.text import as_text, fill
 from erllama_py.errors import ErllamaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from erllama_py._notebook.render import Surface
     from erllama_py._notebook.talks import Talk
@@ -111,7 +111,8 @@ def prompt_tokens(
         raise BadUsage(f"--raw and {other} exclude each other", "leave one of them out")
     if talk is not None:
         talk.begun_with(system)
-        return _as_said(talk, erllama_py.api.apply_chat_template, model, talk.request(text))
+        with _mended(talk):
+            return erllama_py.api.apply_chat_template(model, talk.request(text))
     if not arguments.raw:
         request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
         if system is not None:
@@ -155,7 +156,8 @@ def generate(
         stream = erllama_py.api.infer(model, tokens, options)
     else:
         options |= talk.options(model)
-        stream = _as_said(talk, _settled, talk, model, tokens, options)
+        with _mended(talk):
+            stream = _settled(talk, model, tokens, options)
     assert isinstance(stream, erllama_py.api.Stream)
     reply.ref = stream.ref
     run = _Run(reply, stream, surface)
@@ -173,10 +175,11 @@ def generate(
         raise stream.error
 
 
-def _as_said(talk: Talk, do: Callable[..., Any], *args: Any) -> Any:
-    """Do something for a conversation, whose errors have its mends."""
+@contextlib.contextmanager
+def _mended(talk: Talk) -> Iterator[None]:
+    """Give errors of a conversation's requests its own hints."""
     try:
-        return do(*args)
+        yield
     except ErllamaError as error:
         if error.reason == "context_overflow":
             error.hint = (

@@ -112,7 +112,7 @@ def test_one_is_ended_here_and_in_the_model(shell: Any, stub: Any, chats: Any) -
 def test_a_conversation_may_go_on_with_another_model(
     shell: Any, stub: Any, chats: Any, options: Any
 ) -> None:
-    long = " ".join(f"w{number}" for number in range(80))
+    long = " ".join(f"talk{number}" for number in range(80))
     with testing.stub_model("other"):
         shell.run(f"%%erllama --max 2 --session a --model stub\n{long}")
         wait_for(lambda: api.list_sessions("stub")[0]["tokens"])
