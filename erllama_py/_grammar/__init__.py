@@ -18,6 +18,7 @@ the core.
 ``numbers``    ranges of numbers as digits
 ``patterns``   what is said of texts, as automata of ``automaton``: their regular
                expressions are read by ``regex``, classes are sets of ``charsets``
+``names``      which properties an object may have, by names and patterns
 ``spelling``   the texts of an automaton as JSON
 ``text``       quoting, tries, and the rules every grammar may use
 ``ambiguity``  how many ways the engine has to follow at once, at most

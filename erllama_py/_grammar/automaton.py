@@ -69,12 +69,17 @@ class Automaton(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def automaton_of(
-    patterns: tuple[str, ...], least: int = 0, most: int | None = None
+    patterns: tuple[str, ...],
+    least: int = 0,
+    most: int | None = None,
+    never: tuple[str, ...] = (),
 ) -> Automaton | None:
     """Return the automaton of the texts that match all of some patterns.
 
+    :param patterns: one, at least.
     :param least: characters, at least.
     :param most: at most; ``None``: any number.
+    :param never: patterns that must not match.
     :returns: ``None`` where no text does.  It is shared: read it only.
     :raises PatternError: a pattern is none, is not supported, or needs too much.
     """
@@ -83,6 +88,7 @@ def automaton_of(
     for pattern in map(parse, patterns):
         parts += [_Nodes(tree, budget) for tree in (pattern.tree, *pattern.too)]
         parts += [_Nodes(tree, budget, never=True) for tree in pattern.never]
+    parts += [_Nodes(parse(one, never=True).tree, budget, never=True) for one in never]
     symbols = _told_apart([part.reads for part in parts], budget)
     states = _States(parts, symbols, least, most, budget)
     steps, ends = _useful(states.steps, states.ends)

@@ -50,6 +50,8 @@ class Branch:
     def closed(self) -> bool:
         """Whether an object has named properties only; what is not said is written so."""
         extra = self.schema.get("additionalProperties")
+        if "patternProperties" in self.schema:
+            return False
         return extra is False or (extra is None and "properties" in self.schema)
 
 
@@ -149,8 +151,10 @@ class Branches:
         needed, certain = (one.schema.get("required", []) for one in (judge, writer))
         if writer.closed and any(name not in written for name in needed):
             return True
-        if judge.schema.get("additionalProperties") is False and any(
-            name not in named for name in certain
+        if (
+            judge.schema.get("additionalProperties") is False
+            and "patternProperties" not in judge.schema
+            and any(name not in named for name in certain)
         ):
             return True
         return any(

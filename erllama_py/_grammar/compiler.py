@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from erllama_py._grammar.ambiguity import MAX_WAYS, Node, too_many_ways
+from erllama_py._grammar.automaton import Automaton
 from erllama_py._grammar.branches import Branch, Branches, json_text
 from erllama_py._grammar.merging import Document, Schema
+from erllama_py._grammar.names import Names
 from erllama_py._grammar.numbers import Bound, integers, reals
 from erllama_py._grammar.patterns import FORMATS, Patterns
 from erllama_py._grammar.reading import Path, SchemaError, read
@@ -49,6 +51,7 @@ class _Compiler:
         self._document = Document(root)
         self._patterns = Patterns()
         self._branches = Branches(self._document, self._patterns)
+        self._names = Names(self._document, self._branches, self._patterns)
         self._rules: dict[str, str] = {}
         # Any JSON: one way to follow, but it begins like everything else.
         self._nodes: dict[str, Node] = {"value": Node()}
@@ -210,21 +213,25 @@ class _Compiler:
             raise SchemaError(branch.path, "maxLength is below minLength")
         automaton = self._patterns.automaton(schema, branch.path)
         if automaton is not None:
-            self._spend(len(automaton.ways), branch.path)
-            rules, ways = string_rules(name, automaton)
-            if ways > MAX_WAYS:
-                raise SchemaError(
-                    (*branch.path, "pattern"),
-                    f"more than {MAX_WAYS} ways to go on from one place",
-                    "use fewer alternatives, or list texts with enum",
-                )
-            self._nodes[name].own = ways
-            whole = rules.pop(name)
-            for part, text in rules.items():
-                self._write(part, text)
-            return whole
+            return self._texts(automaton, name, (*branch.path, "pattern"))
         self._nodes[name].own = 2
         return rf'"\"" {self._characters(least, most, branch.path)} "\""'
+
+    def _texts(self, automaton: Automaton, name: str, path: Path) -> str:
+        """Return the expression of an automaton's texts, the rule ``name``."""
+        self._spend(len(automaton.ways), path)
+        rules, ways = string_rules(name, automaton)
+        if ways > MAX_WAYS:
+            raise SchemaError(
+                path,
+                f"more than {MAX_WAYS} ways to go on from one place",
+                "use fewer alternatives, or list texts with enum",
+            )
+        self._nodes[name].own = ways
+        whole = rules.pop(name)
+        for part, text in rules.items():
+            self._write(part, text)
+        return whole
 
     def _characters(self, least: int, most: int | None, path: Path) -> str:
         if most is None or most <= MAX_REPEATS:
@@ -305,36 +312,32 @@ class _Compiler:
 
     def _object(self, branch: Branch, name: str) -> str:
         schema, path = branch.schema, branch.path
-        required = list(dict.fromkeys(schema.get("required", ())))
-        extra = schema.get("additionalProperties")
-        if extra is None:
-            extra = "properties" not in schema
+        required = set(schema.get("required", ()))
+        members = self._names.members(schema, path)
         pairs = []
-        described = dict(schema.get("properties", {}))
-        for missing in required:
-            if described.get(missing, extra) is False:
-                raise SchemaError(path, f"{missing!r:.60} is required, and not allowed")
-            # Nothing is said of it, but that it must be there.
-            default = schema.get("additionalProperties", True)
-            described.setdefault(missing, default)
-        for key, item in described.items():
-            if item is not False:
-                value = self._rule_of(item, (*path, "properties", key))
-                pairs.append((f'{quoted(json_text(key))} ":" gap {value}', key in required))
-                self._uses(name, value)
-        self._check_counts(schema, pairs, extra=extra is not False, path=path)
-        other = None
-        if extra is not False:
-            value = self._rule_of(extra, (*path, "additionalProperties"))
+        for key, item in members.described.items():
+            value = self._rule_of(item, (*path, "properties", key))
+            pairs.append((f'{quoted(json_text(key))} ":" gap {value}', key in required))
             self._uses(name, value)
-            key_rule = other_names(described) if described else "string"
-            other = self._write(self._new(path), f'{key_rule} ":" gap {value}')
+        self._check_counts(schema, pairs, extra=bool(members.others), path=path)
+        ways, others = 1, []
+        for names, item, place in members.others:
+            value = self._rule_of(item, place)
+            self._uses(name, value)
+            if names is None:
+                key_rule = other_names(members.known) if members.known else "string"
+            else:
+                key_rule = self._new(place)
+                self._write(key_rule, self._texts(names, key_rule, place))
+                ways += self._nodes[key_rule].own
+            others.append(f'{key_rule} ":" gap {value}')
+        other = self._write(self._new(path), " | ".join(others)) if others else None
         optional = sum(not needed for _, needed in pairs)
         if optional + 2 > MAX_WAYS:
             raise SchemaError(
                 path, f"more than {MAX_WAYS - 2} optional properties", "make some of them required"
             )
-        self._nodes[name].own = optional + 2
+        self._nodes[name].own = optional + 1 + ways
         return self._members(pairs, other, path, empty=not schema.get("minProperties"))
 
     def _check_counts(

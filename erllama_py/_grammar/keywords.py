@@ -24,6 +24,7 @@ _NUMBER: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", 
 BY_TYPE: Final = {
     "object": (
         *("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
+        *("patternProperties", "propertyNames"),
     ),
     "array": (*("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),),
     "string": ("minLength", "maxLength", "pattern", "format"),
@@ -44,8 +45,6 @@ _REFUSED: Final = {
     "dependentRequired": "use anyOf with an object for each case",
     "dependentSchemas": "use anyOf with an object for each case",
     "dependencies": "use anyOf with an object for each case",
-    "patternProperties": "use additionalProperties",
-    "propertyNames": "use properties",
     "unevaluatedProperties": "use additionalProperties",
     "unevaluatedItems": "use items",
     "contains": "use items, or prefixItems",
@@ -117,9 +116,9 @@ def _wanted(word: str, value: Any) -> str:
         case "items":
             many = isinstance(value, list) and all(map(_is_schema, value))
             return "" if many or _is_schema(value) else "a schema"
-        case "additionalProperties" | "additionalItems":
+        case "additionalProperties" | "additionalItems" | "propertyNames":
             return "" if _is_schema(value) else "a schema, true or false"
-        case "properties" | "$defs" | "definitions":
+        case "properties" | "patternProperties" | "$defs" | "definitions":
             good = isinstance(value, dict) and all(map(_is_schema, value.values()))
             return "" if good else "a map of schemas"
         case "required":

@@ -99,7 +99,11 @@ class Document:
             whole[word] = self._joined(word, one[word], value, path) if word in one else value
         for first, second in ((one, other), (other, one)):
             closed = first.get("additionalProperties", True) is not True
-            strange = second.get("properties", {}).keys() - first.get("properties", {}).keys()
+            strange = {
+                name
+                for word in ("properties", "patternProperties")
+                for name in second.get(word, {}).keys() - first.get(word, {}).keys()
+            }
             if closed and strange:
                 raise SchemaError(
                     path,
@@ -126,7 +130,7 @@ class Document:
                 return _common_types(one, other, path)
             case "required":
                 return list(dict.fromkeys([*one, *other]))
-            case "properties":
+            case "properties" | "patternProperties":
                 joined = {
                     name: self.made({"allOf": [one[name], item]}, (*path, word, name))
                     if name in one
@@ -134,8 +138,8 @@ class Document:
                     for name, item in other.items()
                 }
                 return {**one, **joined}
-            case "additionalProperties" | "items" if not isinstance(one, list) and not isinstance(
-                other, list
+            case "additionalProperties" | "propertyNames" | "items" if not (
+                isinstance(one, list) or isinstance(other, list)
             ):
                 if one is True or other is True:
                     return other if one is True else one

@@ -8,7 +8,7 @@ from erllama_py._grammar.automaton import Automaton, automaton_of
 from erllama_py._grammar.reading import Path, SchemaError
 from erllama_py._grammar.regex import PatternError
 
-__all__ = ("FORMATS", "Patterns")
+__all__ = ("FORMATS", "Patterns", "patterns_of")
 
 MAX_ALL_WORK: Final = 600_000
 
@@ -42,13 +42,15 @@ class Patterns:
         :returns: ``None`` where all that is said of them is their length.
         :raises SchemaError: no text satisfies it, or it cannot be promised.
         """
-        patterns = _patterns(schema)
-        if schema.get("format") in FORMATS:
-            patterns = (*patterns, FORMATS[schema["format"]])
+        patterns = patterns_of(schema)
         if not patterns:
             return None
         least, most = int(schema.get("minLength", 0)), schema.get("maxLength")
-        return self._compiled(patterns, least, None if most is None else int(most), path)
+        most = None if most is None else int(most)
+        found = self.compiled(patterns, (*path, "pattern"), least, most)
+        if found is None:
+            raise SchemaError(path, "no text is all that it asks", "look at pattern and lengths")
+        return found
 
     def fits(self, text: str, schema: dict[str, Any], path: Path) -> bool:
         """Whether a listed text has the length and matches the pattern that stand beside it."""
@@ -56,22 +58,39 @@ class Patterns:
         if not least <= len(text) <= most:
             return False
         patterns = _patterns(schema)
-        return not patterns or self._compiled(patterns, 0, None, path).accepts(text)
+        if not patterns:
+            return True
+        found = self.compiled(patterns, (*path, "pattern"))
+        return found is not None and found.accepts(text)
 
-    def _compiled(
-        self, patterns: tuple[str, ...], least: int, most: int | None, path: Path
-    ) -> Automaton:
+    def compiled(
+        self,
+        patterns: tuple[str, ...],
+        path: Path,
+        least: int = 0,
+        most: int | None = None,
+        never: tuple[str, ...] = (),
+    ) -> Automaton | None:
+        """Return what :func:`automaton_of` returns.
+
+        :param path: where the patterns stand.
+        :raises SchemaError: they cannot be promised, or are too many.
+        """
         try:
-            found = automaton_of(patterns, least, most)
+            found = automaton_of(patterns, least, most, never)
         except PatternError as error:
-            raise SchemaError((*path, "pattern"), error.problem, error.mend) from None
-        if found is None:
-            raise SchemaError(path, "no text is all that it asks", "look at pattern and lengths")
-        # Told of what is remembered, too: what is refused must not depend on it.
-        self._left -= found.work
+            raise SchemaError(path, error.problem, error.mend) from None
+        # Counted for what is remembered, too: what is refused must not depend on it.
+        self._left -= found.work if found else 0
         if self._left < 0:
             raise SchemaError((), "its patterns are too many, or too large", "use fewer of them")
         return found
+
+
+def patterns_of(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Return the patterns of a flat schema, and that of its format."""
+    form = schema.get("format")
+    return (*_patterns(schema), FORMATS[form]) if form in FORMATS else _patterns(schema)
 
 
 def _patterns(schema: dict[str, Any]) -> tuple[str, ...]:

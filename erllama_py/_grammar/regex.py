@@ -118,26 +118,27 @@ class Pattern(NamedTuple):
     never: list[Tree]
 
 
-def parse(pattern: str) -> Pattern:
+def parse(pattern: str, *, never: bool = False) -> Pattern:
     """Return the trees of a pattern.
 
+    :param never: the pattern must not match, so in doubt it is more.
     :raises PatternError: it is none, or has what is not supported.
     """
-    return _Parser(pattern).whole()
+    return _Parser(pattern, never=never).whole()
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, never: bool) -> None:
         self._text = text
         self._at = 0
         self._depth = 0
-        self._never = False
+        self._never = never
         """Inside of what must not match: it must be more, and not less."""
 
     def whole(self) -> Pattern:
         ahead: dict[bool, list[Tree]] = {False: [], True: []}
         at = self._at
-        if self._text.startswith(("^(?=", "^(?!")):
+        if self._text.startswith(("^(?=", "^(?!")) and not self._never:
             self._at += 1
             while self._text.startswith(("(?=", "(?!"), self._at):
                 at, self._never = self._at, self._text[self._at + 2] == "!"

@@ -20,7 +20,7 @@ from jsonschema.validators import validator_for
 from erllama_py._backends.base import SamplerOptions
 from erllama_py._grammar import SchemaError, grammar_of
 from tests.grammars import Speaker, speaker
-from tests.property.strategies.json_schemas import schemas
+from tests.property.strategies.json_schemas import maps, schemas
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,17 @@ def toy() -> Iterator[Speaker]:
 @given(schemas, st.integers(0, 2**31))
 def test_replies_parse_and_satisfy_their_schema(toy, schema, seed) -> None:
     judge = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+    grammar = grammar_of(schema)
+    for more in range(3):
+        reply = toy.say(grammar, seed + more)
+        if reply is not None:
+            judge.validate(json.loads(reply))
+
+
+@settings(max_examples=80, deadline=None)
+@given(maps(), st.integers(0, 2**31))
+def test_maps_have_the_names_that_their_patterns_allow(toy, schema, seed) -> None:
+    judge = Draft202012Validator(schema)
     grammar = grammar_of(schema)
     for more in range(3):
         reply = toy.say(grammar, seed + more)
@@ -94,6 +105,11 @@ EVERYDAY: dict[str, Any] = {
         "type": "object",
         "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
         "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+    "a map with keys of a pattern": {
+        "type": "object",
+        "patternProperties": {"^[a-z]{2}-[0-9]+$": {"type": "integer"}},
+        "minProperties": 1,
     },
     "names that are others' beginnings": {
         "properties": {"a": {"type": "integer"}, "ab": {"type": "integer"}, "": {"const": 1}},

@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 
 NAMES = st.sampled_from(["a", "ab", "b", "kind", "é", 'q"', "b\\s", "new\nline", "ünï", "^-]"])
 FLAGS = st.booleans()
+OF_NAMES = st.sampled_from(["^a", "b$", "^[a-z]{1,3}$", "\\W", '^q"$', "é", "^x-", "^"])
+NAMED = st.builds("^{}".format, st.sampled_from(["", "[^z]*$", "(?!b)", "[a-z]+$"])).map(
+    lambda pattern: {"pattern": pattern}
+) | st.sampled_from([{"enum": ["a", "ab", "c"]}, {"minLength": 1, "maxLength": 4}, True])
 PATTERNS = [
     # And a length that some of their texts have, and a greater one.
     *((r"^\d{3}-\d{4}$", 8, 10), (r"^\S+@\S+\.[a-w]{2,3}$", 6, 20), ("[^a]", 3, 9), ("", 2, 5)),
@@ -81,6 +85,23 @@ def objects(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
     schema["required"] = [name for name in named if draw(FLAGS)]
     if draw(FLAGS):
         schema["additionalProperties"] = draw(inner | st.booleans())
+    return schema
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> dict[str, Any]:
+    """Objects whose names are held to patterns; what two of them ask can be had together."""
+    values = st.integers(-9, 9).map(lambda least: {"type": "integer", "minimum": least})
+    schema: dict[str, Any] = {"type": "object"}
+    schema["patternProperties"] = draw(st.dictionaries(OF_NAMES, values, max_size=2))
+    if draw(FLAGS):
+        schema["properties"] = draw(st.dictionaries(NAMES, values, max_size=4))
+    if draw(FLAGS):
+        schema["additionalProperties"] = draw(values | st.booleans())
+    if draw(FLAGS):
+        schema["propertyNames"] = draw(NAMED)
+    elif draw(FLAGS):
+        schema["required"] = list(schema.get("properties", {}))[:2]
     return schema
 
 
