@@ -399,6 +399,8 @@ class ModelCache:
         if frame.shared and request.exactness:
             # Taken over in the context, where it may have been decoded, or have had company.
             request.exactness = "stream" if frame.stream else "token"
+        if frame.unread and request.exactness == "bit" and not request.options.bit:
+            request.exactness = "token"  # its last token was decoded again, alone
         if request.lease and not frame.bad and not frame.shared:
             nbytes = sum(piece.nbytes for piece in request.lease.pieces)
             self.gate.restored(request.lease.tiers, nbytes, took)

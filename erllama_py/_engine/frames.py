@@ -325,6 +325,8 @@ class Restored(Frame, frozen=True):
     """Tokens taken over from a live sequence of the context instead of restored."""
     stream: bool = False
     """Whether they and what was restored behind them are what one stream computed."""
+    unread: bool = False
+    """Whether the plan's logits were damaged, and are computed."""
 
 
 class Token(Frame, frozen=True):

@@ -378,7 +378,9 @@ class Replies:
             nodes, corrupt = ([bad.node], bad.corrupt) if bad else ([], False)
             took = restore.spent_ns, restore.read_ns
             stream = job.active and self._slots.origins.is_stream(job.slot, restore.keep)
-            self._out.put(Restored(job.id, nodes, corrupt, *took, restore.shared, stream))
+            self._out.put(
+                Restored(job.id, nodes, corrupt, *took, restore.shared, stream, restore.unread)
+            )
 
 
 def _recorder(

@@ -56,6 +56,8 @@ class Restore:
         stored = plan.logits
         self.logits = kv.load(stored.extent, stored.nbytes, stored.crc) if stored else None
         """The stored logits of the prompt's last token, verified."""
+        self.unread = stored is not None and self.logits is None
+        """Whether there are stored logits, and they are damaged."""
         self.read_ns = time.perf_counter_ns() - began
         """Time spent reading and verifying."""
         self._pieces = plan.pieces

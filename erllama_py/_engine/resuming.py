@@ -59,8 +59,11 @@ class Resuming(Replies):
             self._sample_stored(job, restore.logits)
         elif restore.keep == len(job.todo) and fresh:
             # The logits were damaged: the last token is decoded again, where the
-            # sequence can be cut for that.
-            if self._backend.info.blocks:
+            # sequence can be cut for that.  At bit all of the last cut is: a token that
+            # is computed alone has other last bits than in it.
+            if self._backend.info.blocks and job.options.bit:
+                self._leave_last_cut(job, restore)
+            elif self._backend.info.blocks:
                 restore.keep -= 1
             else:
                 self._forgo(job)
@@ -114,7 +117,7 @@ class Resuming(Replies):
                 self._close(job, None)
 
     def _leave_last_cut(self, job: Job, restore: Restore) -> None:
-        """Have a verify compute its last cut, as it does cold: it needs the logits' bits."""
+        """Have the last cut computed, as it is cold: the logits' bits are needed."""
         keep = (len(job.todo) - 1) // self._chunk * self._chunk
         if restore.keep > keep:
             restore.keep = keep
@@ -214,7 +217,8 @@ class Resuming(Replies):
             self._slots.origins.put(job.slot, start, origin)
         self._drop_restore(job)
         self._slots.origins.begin(job.slot, keep)
-        if job.verifies and keep % self._chunk and job.stage is not Stage.CLOSING:
+        exactly = job.verifies or (job.options.bit and keep < plan.keep)
+        if exactly and keep % self._chunk and job.stage is not Stage.CLOSING:
             # A sliding window could not be cut at the chunk: other cuts have other bits.
             job.canonical = len(self._slots.running) == 1 and not self._slots.parked
             self._go_on_cold(job)
