@@ -63,7 +63,9 @@ class CallContext:
         A real node runs the function to its end all the same, so nothing is cancelled
         here: what takes long and is wanted by nobody else should be, by this callback.
         Called at once where it has stopped already.  Never called where nobody waits for
-        an answer (a cast), or the caller does not watch us.  In the event loop's thread.
+        an answer (a cast), where the caller does not watch us, or where an ``erpc`` call is
+        given up before its node has heard that it was taken, after a millisecond, say: that
+        node sends nothing then.  In the event loop's thread.
         """
         if self.process is not None and self.watch is not None:
             self.process.on_left(self.watch, callback)
