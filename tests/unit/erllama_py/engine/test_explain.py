@@ -62,6 +62,7 @@ def test_of_an_empty_cache_it_says_that_nothing_is_known(model: api.Model) -> No
 
 def test_a_prompt_that_forks_names_the_token_and_the_row(model: api.Model) -> None:
     key = api.prefill_only(model, PROMPT)["finish_key"]
+    idle(model)  # its row comes after its answer
     answer = api.explain(model, OTHER)
     assert (answer["reason"], answer["kind"], answer["prefix_len"]) == ("diverged", "partial", 150)
     assert (answer["via"], answer["exactness"]) == ("longest_prefix", "stream")
