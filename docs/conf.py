@@ -25,3 +25,4 @@ myst_heading_anchors = 3
 html_theme = "alabaster"
 html_title = f"erllama_py {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
