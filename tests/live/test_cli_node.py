@@ -86,7 +86,8 @@ def test_however_it_ends_no_model_process_stays(
     process.send_signal(ending)
     status = process.wait(timeout=10)
     assert status == (-ending if ending is signal.SIGKILL else 0)
-    wait_for(lambda: not Path(f"/proc/{model}").exists(), seconds=2)
+    # In two seconds, where nobody else computes; here others may.
+    wait_for(lambda: not Path(f"/proc/{model}").exists(), seconds=20)
 
 
 @pytest.mark.live
