@@ -415,6 +415,13 @@ class Index:
             self._fell(payload.node)
         return True
 
+    def quarantine_logits(self, logits: Logits) -> bool:
+        """Drop a row's logits, if it still has these; the row stays."""
+        if not logits.live:
+            return False
+        self._drop_logits(logits.row)
+        return True
+
     def _fell(self, top: Node) -> None:
         stack, order = [top], []
         while stack:

@@ -198,7 +198,7 @@ class Lease:
             for p in needed
         ]
         self.tiers = found.tiers()
-        logits = found.logits
+        self._found_logits = logits = found.logits
         self.logits = StoredLogits(where(logits), logits.crc, logits.nbytes) if logits else None
         self._pinned: list[Blob] = [*needed, logits] if logits else [*needed]
         for blob in self._pinned:
@@ -226,9 +226,17 @@ class Lease:
 
     # -- restoring --------------------------------------------------------------------
 
-    def restored(self) -> None:
-        """The pieces and the logits have been read: others may evict them now."""
+    def restored(self, *, logits_damaged: bool = False) -> None:
+        """The pieces and the logits have been read: others may evict them now.
+
+        :param logits_damaged: they failed their checksum: they are dropped, and counted.
+        """
         with self._shared.lock:
+            if logits_damaged and self._found_logits is not None:
+                logits = self._found_logits
+                # Another live process may have reused the room: gone, not damaged.
+                if self._shared.index.quarantine_logits(logits) and logits.tier.ours:
+                    self._shared.counters.incr("corrupt_files")
             self._unpin()
             self._shared.settle()
             if self._shared.mover is not None:

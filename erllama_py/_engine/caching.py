@@ -381,7 +381,7 @@ class ModelCache:
             pieces=lease.pieces,
             logits=lease.logits
             and Stored(lease.logits.extent, self._logits_bytes, lease.logits.crc),
-            canonical=lease.label == "bit" and lease.keep % self._chunk == 0,
+            canonical=lease.label == "bit",
             captured=lease.captured,
         )
 
@@ -412,7 +412,7 @@ class ModelCache:
             namespace.quarantine(frame.bad, corrupt=frame.corrupt)
             lease.restart()
         else:
-            lease.restored()
+            lease.restored(logits_damaged=frame.unread)
 
     def captured(self, request: Request, frame: Captured) -> None:
         """Enter a block into the request's chain."""

@@ -205,7 +205,7 @@ class Plan(Frame, frozen=True):
     pieces: list[Piece]
     logits: Stored | None
     canonical: bool
-    """Every piece is bit-exact and ``keep`` is a chunk multiple: going on stays exact."""
+    """Every piece is bit-exact: from a multiple of the chunk on, going on stays exact."""
     captured: int
     """Leading tokens that need no capture."""
 

@@ -63,6 +63,7 @@ class Resuming(Replies):
             # is computed alone has other last bits than in it.
             if self._backend.info.blocks and job.options.bit:
                 self._leave_last_cut(job, restore)
+                job.last_save = min(job.last_save, restore.keep)  # the row wants logits
             elif self._backend.info.blocks:
                 restore.keep -= 1
             else:
@@ -229,7 +230,7 @@ class Resuming(Replies):
             return
         job.captured = min(plan.captured, keep) // BLOCK * BLOCK if keep else plan.captured
         if keep:
-            job.canonical = job.canonical and (keep == plan.keep or keep % self._chunk == 0)
+            job.canonical = job.canonical and keep % self._chunk == 0
         if job.stage is Stage.CLOSING:
             if job.todo:
                 self._release(job)  # the reply is out, and its KV is not worth a prefill

@@ -59,3 +59,14 @@ def test_at_token_the_last_token_is_decoded_again_and_that_is_not_called_bit(
     damage(core, prompt(300))
     warm = core.run(prompt(300), 3)
     assert (warm.kind, warm.prefix_len, warm.exactness) == ("exact", 300, "token")
+
+
+@pytest.mark.parametrize("bit", [False, True])
+def test_they_are_counted_once_and_the_row_gets_new_ones(core: OwnCore, bit: bool) -> None:
+    before = core.cache.counters.snapshot()["corrupt_files"]
+    core.run(prompt(270), 3, bit=True)
+    damage(core, prompt(270))
+    core.run(prompt(270), 3, bit=bit)
+    again = core.run(prompt(270), 3, bit=bit)
+    assert (again.kind, again.prefix_len) == ("exact", 270)
+    assert core.cache.counters.snapshot()["corrupt_files"] == before + 1
