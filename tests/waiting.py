@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Poll until ``condition()`` is true; fail after ``seconds``."""
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Poll until ``condition()`` is true; fail after ``seconds``.
+
+    Long enough by itself for a machine that is busy with something else.
+    """
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

@@ -170,7 +170,7 @@ class TestLoss:
         served.cancelled.clear()
         other.eval(f"{{named, '{served.name}'}} ! self()")
         pid = served.next()
-        assert seen.get(timeout=5) == (other.name, True)
+        assert seen.get(timeout=30) == (other.name, True)
         ref = served.node.monitor(pid, lambda ref, item, reason: seen.put((ref, reason)))
         served.process.link(pid)
         other.eval(f"erpc:send_request('{served.name}', t, wait, [60000])")
@@ -186,13 +186,13 @@ class TestLoss:
         thread.start()
         other.eval("ok")
         os.kill(other.process.pid, signal.SIGKILL)
-        assert {seen.get(timeout=5) for _ in range(2)} == {
+        assert {seen.get(timeout=30) for _ in range(2)} == {
             (ref, Atom("noconnection")),
             (other.name, False),
         }
         assert served.next() == (Atom("exit"), pid, Atom("noconnection"))
-        assert failed.get(timeout=5) == (Atom("erpc"), Atom("noconnection"))
-        assert served.cancelled.wait(5), "its request was not cancelled"
+        assert failed.get(timeout=30) == (Atom("erpc"), Atom("noconnection"))
+        assert served.cancelled.wait(30), "its request was not cancelled"
         thread.join()
         assert not served.thread.ping(other.name)
 

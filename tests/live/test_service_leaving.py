@@ -149,7 +149,7 @@ def at_work(gate: Gate, function: str) -> Request | None:
     if function == "embed":
         wait_for(lambda: gate.embeddings == 1)
         return None
-    assert gate.entered.wait(5)
+    assert gate.entered.wait(30)
     (request,) = core().host("gated").requests
     return request
 
@@ -159,7 +159,7 @@ def stopped(gate: Gate, request: Request | None) -> None:
     if request is None:
         wait_for(lambda: not gate.embeddings)
         return
-    assert gate.told.wait(5)
+    assert gate.told.wait(30)
     gate.open.set()
     wait_for(lambda: request.over)
     assert request.stats

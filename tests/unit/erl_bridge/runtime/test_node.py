@@ -75,7 +75,7 @@ class TestTwoNodes:
         ref = a.node.monitor(far, lambda ref, item, reason: seen.put((ref, item, reason)))
         a.ping(b.node.name)
         far.exit([Atom("why")])
-        assert {repr(seen.get(timeout=5)) for _ in range(2)} == {
+        assert {repr(seen.get(timeout=30)) for _ in range(2)} == {
             repr((far.pid, [Atom("why")])),
             repr((ref, far.pid, [Atom("why")])),
         }
@@ -87,11 +87,11 @@ class TestTwoNodes:
         near = a.node.spawn_process(on_exit=lambda pid, reason: seen.put(reason))
         far = b.node.spawn_process()
         near.link(far.pid)
-        assert seen.get(timeout=5) is Atom("noconnection")
+        assert seen.get(timeout=30) is Atom("noconnection")
         far.exit()
         a.ping(b.node.name)
         near.link(far.pid)
-        assert seen.get(timeout=5) is Atom("noproc")
+        assert seen.get(timeout=30) is Atom("noproc")
 
     def test_gen_calls_between_them(self, pair: tuple[NodeThread, NodeThread]) -> None:
         class Handler(GenHandler):
@@ -116,11 +116,11 @@ class TestTwoNodes:
         a, b = pair
         a.node.watch_peers(lambda name, up, reason: seen.put((name, up)))
         a.ping(b.node.name)
-        assert seen.get(timeout=5) == (b.node.name, True)
+        assert seen.get(timeout=30) == (b.node.name, True)
         a.node.monitor(b.node.process, lambda ref, item, reason: seen.put(reason))
         a.ping(b.node.name)
         b.stop()
-        assert {str(seen.get(timeout=5)) for _ in range(2)} == {
+        assert {str(seen.get(timeout=30)) for _ in range(2)} == {
             "noconnection",
             str((b.node.name, False)),
         }
@@ -132,7 +132,7 @@ class TestTwoNodes:
         process = b.node.spawn_process(seen.put)
         for i in range(200):
             a.node.send(process, i)
-        assert [seen.get(timeout=5) for _ in range(200)] == list(range(200))
+        assert [seen.get(timeout=30) for _ in range(200)] == list(range(200))
 
     def test_messages_to_nowhere_are_dropped(self, node: NodeThread) -> None:
         node.node.send((Atom("x"), Atom("no@where")), 1)
@@ -223,8 +223,8 @@ class TestSpawns:
         for _ in range(2):
             peer.receive()
         peer.close()
-        assert seen.get(timeout=5) == (Atom("call"), "cancelled")
-        assert seen.get(timeout=5) == (Atom("cast"), "done")
+        assert seen.get(timeout=30) == (Atom("call"), "cancelled")
+        assert seen.get(timeout=30) == (Atom("cast"), "done")
 
     @pytest.mark.parametrize("how", ["spawn", "alias", "old tag", "multi_call", "otp 25"])
     def test_a_caller_that_stops_waiting_is_told_of(
@@ -254,12 +254,12 @@ class TestSpawns:
                 call = (Atom("$gen_call"), (peer.pid(), tag), request)
                 peer.send(Op.MONITOR_P, peer.pid(), rex, ref)
                 peer.send(Op.REG_SEND, peer.pid(), Atom(""), rex, payload=call)
-            assert seen.get(timeout=5) == "waits"
+            assert seen.get(timeout=30) == "waits"
         peer.send(Op.DEMONITOR_P, peer.pid(), rex, peer.ref(2))
-        assert seen.get(timeout=5) == "other"
+        assert seen.get(timeout=30) == "other"
         peer.send(Op.DEMONITOR_P, peer.pid(), rex, peer.ref(2))
         peer.close()
-        assert seen.get(timeout=5) == "one"
+        assert seen.get(timeout=30) == "one"
         assert seen.empty()
 
     def test_one_that_left_before_it_was_asked_about_is_told_of(
@@ -279,7 +279,7 @@ class TestSpawns:
         peer.call("t", "wait", [], number=2)
         assert peer.receive().op is Op.SPAWN_REPLY  # what came before has been seen
         gone.set()
-        assert seen.get(timeout=5) == "left"
+        assert seen.get(timeout=30) == "left"
         assert peer.receive().op is Op.PAYLOAD_MONITOR_P_EXIT
         assert seen.empty(), "the second call was answered"
 
@@ -384,7 +384,7 @@ class TestLife:
                 seen.put(str(error))
 
         node.node.send(node.node.spawn_process(stop), 1)
-        assert "one of its own callbacks" in seen.get(timeout=5)
+        assert "one of its own callbacks" in seen.get(timeout=30)
         assert node.running
 
     def test_who_watches_peers_can_stop(
@@ -392,7 +392,7 @@ class TestLife:
     ) -> None:
         end = node.node.watch_peers(lambda *what: seen.put(what))
         first = raw(node)
-        assert seen.get(timeout=5) == (first.name, True, "")
+        assert seen.get(timeout=30) == (first.name, True, "")
         end()
         second = raw(node)
         second.call("t", "echo", [1])

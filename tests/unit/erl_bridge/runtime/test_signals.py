@@ -36,7 +36,7 @@ class TestSignals:
         peer.send(Op.SEND_TT, empty, to, token, payload=2)
         peer.send(Op.SEND_SENDER_TT, me, to, token, payload=3)
         peer.send(Op.REG_SEND_TT, me, empty, Atom("named"), token, payload=4)
-        assert [seen.get(timeout=5) for _ in range(4)] == [1, 2, 3, 4]
+        assert [seen.get(timeout=30) for _ in range(4)] == [1, 2, 3, 4]
         for op, extra, payload in (
             (Op.EXIT, (5,), {}),
             (Op.EXIT_TT, (token, 5), {}),
@@ -45,7 +45,7 @@ class TestSignals:
         ):
             peer.send(Op.LINK, me, to)
             peer.send(op, me, to, *extra, **payload)
-            assert seen.get(timeout=5) == ("exit", me, 5)
+            assert seen.get(timeout=30) == ("exit", me, 5)
         for op, extra, payload in (
             (Op.EXIT2, (6,), {}),
             (Op.EXIT2_TT, (token, 6), {}),
@@ -53,14 +53,14 @@ class TestSignals:
             (Op.PAYLOAD_EXIT2_TT, (token,), {"payload": 6}),
         ):
             peer.send(op, me, to, *extra, **payload)
-            assert seen.get(timeout=5) == ("asked", me, 6)
+            assert seen.get(timeout=30) == ("asked", me, 6)
         peer.send(Op.NODE_LINK)
         peer.send(Op.GROUP_LEADER, me, to)
         peer.send(Op.ALIAS_SEND, me, peer.ref(), payload=1)
         peer.send(Op.UNLINK, me, to)
         peer.send(Op.PAYLOAD_EXIT, me, to, payload=7)
         peer.send(Op.SEND, empty, to, payload=b"over")
-        assert seen.get(timeout=5) == b"over", "an exit without a link means nothing"
+        assert seen.get(timeout=30) == b"over", "an exit without a link means nothing"
 
     def test_unlinking_is_acknowledged_even_for_the_dead(self, node: NodeThread, raw: Dial) -> None:
         """With the pids swapped and the same number."""
@@ -94,7 +94,7 @@ class TestSignals:
         other.result()
         assert seen.empty()
         one.send(Op.MONITOR_P_EXIT, one.pid(), ask.fields[0], ref, 2)
-        assert seen.get(timeout=5) == 2
+        assert seen.get(timeout=30) == 2
 
     def test_a_failing_callback_is_logged_and_that_is_all(
         self, node: NodeThread, raw: Dial, caplog: pytest.LogCaptureFixture
@@ -118,7 +118,7 @@ class TestSignals:
         peer.call("t", "echo", [1])
         peer.result()
         peer.close()
-        assert seen.get(timeout=5) == (peer.pid(), Atom("noconnection"))
+        assert seen.get(timeout=30) == (peer.pid(), Atom("noconnection"))
         assert process.alive
 
 

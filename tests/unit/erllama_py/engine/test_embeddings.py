@@ -101,7 +101,7 @@ def held() -> Iterator[tuple[Embeddings, Held, Frames]]:
     yield embeddings, backend, sent
     backend.go.set()
     embeddings.close()
-    thread.join(5)
+    thread.join(30)
     assert not thread.is_alive()
 
 
@@ -165,7 +165,7 @@ def test_a_wait_that_is_interrupted_stops_it(
     """As Ctrl-C and a notebook's stop button do."""
 
     def interrupted(_pending: Pending) -> None:
-        assert pieces.wait(5)
+        assert pieces.wait(30)
         raise KeyboardInterrupt
 
     with stub_model() as model:
@@ -179,7 +179,7 @@ def test_a_started_one_can_be_cancelled(pieces: threading.Event) -> None:
     outcomes: list[object] = []
     with stub_model() as model:
         ref = api.start("embed", [model, [1]], outcomes.append)
-        assert pieces.wait(5)
+        assert pieces.wait(30)
         api.cancel(ref)
         wait_for(lambda: outcomes)
         assert not pieces.is_set()

@@ -15,6 +15,7 @@ from erllama_py import api
 from erllama_py._notebook.report import ROW_HEADS
 from erllama_py._notebook.widgets import cache_view
 from erllama_py._notebook.widgets.cache_view import PAGE_ROWS, CacheView, view_state
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -23,14 +24,6 @@ def view(shell: Any) -> Iterator[CacheView]:
     opened = CacheView()
     yield opened
     opened.close()
-
-
-def until(condition: Any) -> None:
-    """Wait for a condition, at most ten seconds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def prompts(model: str, count: int) -> str:
@@ -49,8 +42,8 @@ def number_of(view: CacheView, name: str) -> int:
 def test_the_state_follows_the_cache(view: CacheView, stub: Any) -> None:
     before = number_of(view, "misses")
     prompts("stub", 1)
-    until(lambda: number_of(view, "misses") == before + 1)
-    until(lambda: view.state["models"] == ["stub: idle"])
+    wait_for(lambda: number_of(view, "misses") == before + 1)
+    wait_for(lambda: view.state["models"] == ["stub: idle"])
     assert len(view.state["rows"][0]) == len(ROW_HEADS)
     assert view.state["rows"][0][1] == "stub"
     assert abs(view.state["rows"][0][-1] - time.time()) < 60
@@ -58,7 +51,7 @@ def test_the_state_follows_the_cache(view: CacheView, stub: Any) -> None:
 
 def test_nothing_is_sent_while_nothing_changes(view: CacheView, stub: Any) -> None:
     prompts("stub", 3)
-    until(lambda: view.state["models"] == ["stub: idle"])
+    wait_for(lambda: view.state["models"] == ["stub: idle"])
     time.sleep(2 * cache_view.PERIOD_S)
     changes: list[Any] = []
     view.observe(changes.append, "state")
@@ -68,15 +61,15 @@ def test_nothing_is_sent_while_nothing_changes(view: CacheView, stub: Any) -> No
 
 def test_rows_come_in_pages(view: CacheView, stub: Any) -> None:
     last = prompts("stub", PAGE_ROWS + 3)
-    until(lambda: view.state["pages"] >= 2 and last.startswith(view.state["rows"][0][0]))
+    wait_for(lambda: view.state["pages"] >= 2 and last.startswith(view.state["rows"][0][0]))
     assert len(view.state["rows"]) == PAGE_ROWS
     newest = view.state["rows"][0][0]
     view._handle_custom_msg({"page": 1}, [])
-    until(lambda: view.state["page"] == 1)
+    wait_for(lambda: view.state["page"] == 1)
     assert view.state["first"] == PAGE_ROWS
     assert newest not in [row[0] for row in view.state["rows"]]
     view._handle_custom_msg({"page": 999}, [])
-    until(lambda: view.state["page"] == view.state["pages"] - 1)
+    wait_for(lambda: view.state["page"] == view.state["pages"] - 1)
 
 
 @pytest.mark.parametrize("page", [-5, 10**9, 10**40])
@@ -87,13 +80,13 @@ def test_a_page_that_is_not_there_is_the_nearest(page: int, stub: Any) -> None:
 
 def test_a_pause_holds_the_numbers(view: CacheView, stub: Any) -> None:
     view._handle_custom_msg({"paused": True}, [])
-    until(lambda: view.state["paused"])
+    wait_for(lambda: view.state["paused"])
     before = number_of(view, "misses")
     prompts("stub", 1)
     time.sleep(2 * cache_view.PERIOD_S)
     assert number_of(view, "misses") == before
     view._handle_custom_msg({"paused": False}, [])
-    until(lambda: number_of(view, "misses") > before)
+    wait_for(lambda: number_of(view, "misses") > before)
 
 
 @pytest.mark.parametrize("message", [None, 5, {"page": "1"}, {"page": None}, {"paused": 1}, {}])
