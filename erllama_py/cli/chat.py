@@ -182,9 +182,13 @@ def _at_terminal(name: str, talk: Conversation) -> None:
         while True:
             try:
                 text = input("> ").strip()
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 click.echo()
                 return
+            except KeyboardInterrupt:  # meant for a reply that ended that moment, perhaps
+                click.echo()
+                click.echo("Ctrl-D ends it.", err=True)
+                continue
             if not text:
                 continue
             try:

@@ -202,6 +202,22 @@ def test_a_conversation_goes_on_warm_from_disk_in_another_process(home: Path) ->
     assert command(home, "cache", "ls")["rows"] == []
 
 
+def test_ctrl_c_without_a_reply_asks_again(stub, home: Path, monkeypatch, capsys) -> None:
+    typed = iter([KeyboardInterrupt(), "hello", EOFError()])
+
+    def ask(_: str) -> str:
+        one = next(typed)
+        if isinstance(one, BaseException):
+            raise one
+        return one
+
+    monkeypatch.setattr("builtins.input", ask)
+    talk = Conversation(model="any", options={"max": 3})
+    chat_module._at_terminal("trip", talk)
+    assert [message.role for message in talk.messages] == ["user", "assistant"]
+    assert "Ctrl-D ends it." in capsys.readouterr().err.splitlines()
+
+
 @pytest.mark.model
 def test_ctrl_c_keeps_what_was_said_and_the_conversation_goes_on(home: Path) -> None:
     ours, theirs = pty.openpty()
