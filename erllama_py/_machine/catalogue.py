@@ -118,6 +118,14 @@ def _gguf_below(folder: Path, depth: int) -> Iterator[Path]:
             yield from _gguf_below(entry, depth - 1)
 
 
+def _is_short(path: str) -> bool:
+    """Whether it is a path that the system takes: some bytes, and not too many."""
+    try:
+        return 0 < len(os.fsencode(path)) <= _MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
 def _path_text(value: Any) -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -125,12 +133,7 @@ def _path_text(value: Any) -> str:
         value = bytes(value)  # an Erlang charlist
     if isinstance(value, bytes):
         value = os.fsdecode(value)
-    if (
-        not isinstance(value, str)
-        or not value
-        or "\0" in value
-        or len(os.fsencode(value)) > _MAX_PATH_BYTES
-    ):
+    if not isinstance(value, str) or "\0" in value or not _is_short(value):
         raise ErllamaError(
             "badarg", f"model_path cannot be {value!r}", "give the path of a GGUF file"
         )

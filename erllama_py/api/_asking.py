@@ -12,7 +12,7 @@ from erllama_py._engine.prompt import MAX_LIST, MAX_TEXT_BYTES, refusal
 from erllama_py._engine.registry import core
 from erllama_py._engine.request import Request
 from erllama_py._engine.tokenbytes import unpack_tokens
-from erllama_py.config import RequestOptions, parse_request
+from erllama_py.config import RequestOptions, bytes_of, parse_request
 from erllama_py.errors import BadCall, ErllamaError
 from erllama_py.types import Event, ModelPid
 
@@ -123,12 +123,7 @@ def prompt_bytes(text: Any) -> bytes:
     """
     if not isinstance(text, (str, bytes)):
         raise BadCall("function_clause", f"a prompt must be a text, not {type(text).__name__}")
-    try:
-        data = text.encode() if isinstance(text, str) else text
-    except UnicodeEncodeError as error:
-        raise BadCall(
-            "badarg", f"the prompt has half a character at {error.start}, which is no text"
-        ) from None
+    data = bytes_of(text, "the prompt")
     if len(data) > MAX_TEXT_BYTES:
         raise ErllamaError("too_large", f"{len(data)} bytes of text; {MAX_TEXT_BYTES} at most")
     return data

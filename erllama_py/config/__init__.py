@@ -23,7 +23,7 @@ from erllama_py.config._request import (
     parse_session,
 )
 from erllama_py.config._speculate import MAX_DRAFT, Speculate
-from erllama_py.config._values import invalid
+from erllama_py.config._values import bytes_of, invalid
 
 __all__ = (
     "DEFAULT_INFER_TOKENS",
@@ -34,6 +34,7 @@ __all__ = (
     "Lora",
     "RequestOptions",
     "Speculate",
+    "bytes_of",
     "environment",
     "invalid",
     "parse_load",

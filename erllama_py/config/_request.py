@@ -111,7 +111,7 @@ def parse_request(
         GenerateOptions(
             sampler=_sampler(given),
             response_tokens=None if tokens is None else min(max(0, tokens), _MANY),
-            stop_sequences=tuple(bytes_of(s) for s in stops if is_text(s) and s),
+            stop_sequences=tuple(bytes_of(s, "a stop sequence") for s in stops if is_text(s) and s),
             bit=exact == "bit",
             thinking=thinking and not constrained,
             thinking_budget=_thinking_budget(given),
@@ -136,7 +136,7 @@ def parse_session(value: Any) -> SessionKey | None:
         return None
     try:
         return session_key(value)
-    except TypeError:
+    except (TypeError, UnicodeEncodeError):
         raise invalid("session_id", value, "a value that can be a key of a dict") from None
 
 
@@ -166,7 +166,7 @@ def _sampler(options: Mapping[str, Any]) -> SamplerOptions:
     if grammar is not None:
         if not (is_text(grammar) and grammar):
             raise badarg("grammar", grammar, "the text of a GBNF grammar")
-        if much := too_much(bytes_of(grammar)):
+        if much := too_much(bytes_of(grammar, "the grammar")):
             raise ErllamaError("badarg", f"the grammar has {much}", "give a smaller one")
     schema = options.get("json_schema")
     top_k = options.get("top_k")

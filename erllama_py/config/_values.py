@@ -60,8 +60,16 @@ def nested(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     return options_of(value, key)
 
 
-def bytes_of(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def bytes_of(value: str | bytes, what: str = "a text") -> bytes:
+    """Return a text's bytes.
+
+    :raises BadCall: it has half of a surrogate pair.
+    """
+    try:
+        return value.encode() if isinstance(value, str) else value
+    except UnicodeEncodeError as error:
+        half = f"{what} has half a character at {error.start}, which is no text"
+        raise BadCall("badarg", half) from None
 
 
 def optional_bytes(value: str | bytes | None) -> bytes | None:

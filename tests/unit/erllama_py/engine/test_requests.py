@@ -312,6 +312,15 @@ def test_bad_texts_and_options_are_refused_and_harm_nothing() -> None:
         for call in (api.complete, api.tokenize):
             with pytest.raises(BadCall, match="half a character at 1"):
                 call(model, "a\ud800")
+        for options, words in [
+            ({"stop_sequences": ["a\ud800"]}, "a stop sequence has half a character at 1"),
+            ({"grammar": "\ud800"}, "the grammar has half a character at 0"),
+            ({"session_id": "a\ud800"}, "session_id cannot be"),
+        ]:
+            with pytest.raises(ErllamaError, match=words):
+                api.complete(model, "a", options)
+        with pytest.raises(ErllamaError, match="model_path cannot be"):
+            api.load_model({"model_path": "a\ud800.gguf"})
         assert api.complete(model, "a", {"response_tokens": 1})["generated"]
 
 
