@@ -198,7 +198,7 @@ class Lease:
             for p in needed
         ]
         self.tiers = found.tiers()
-        self._found_logits = logits = found.logits
+        logits = found.logits
         self.logits = StoredLogits(where(logits), logits.crc, logits.nbytes) if logits else None
         self._pinned: list[Blob] = [*needed, logits] if logits else [*needed]
         for blob in self._pinned:
@@ -232,16 +232,21 @@ class Lease:
         :param logits_damaged: they failed their checksum: they are dropped, and counted.
         """
         with self._shared.lock:
-            if logits_damaged and self._found_logits is not None:
-                logits = self._found_logits
-                # Another live process may have reused the room: gone, not damaged.
-                if self._shared.index.quarantine_logits(logits) and logits.tier.ours:
-                    self._shared.counters.incr("corrupt_files")
+            if logits_damaged:
+                self._quarantine_logits()
             self._unpin()
             self._shared.settle()
             if self._shared.mover is not None:
                 self._shared.mover.restored(self._restoring)
             self._restoring = []
+
+    def _quarantine_logits(self) -> None:
+        """Drop the row's logits, as :meth:`Namespace.quarantine` does payloads."""
+        for logits in self._pinned:
+            if isinstance(logits, Logits):
+                ours = logits.tier.ours
+                if self._shared.index.quarantine_logits(logits) and ours:
+                    self._shared.counters.incr("corrupt_files")
 
     def restart(self) -> None:
         """The restore failed: the request goes on cold, from position 0.

@@ -94,6 +94,10 @@ def _entries(model: str, path: str) -> list[dict[str, Any]]:
 
 
 def _whole(path: str) -> str:
-    if not path.strip() or "\0" in path:
+    # The configuration brings in what a model is made of; %load_ext must not wait for it.
+    from erllama_py.config import adapter_path  # noqa: PLC0415
+
+    whole = adapter_path(path)
+    if whole is None:
         raise BadUsage(f"{path!r} is no path", "%erllama lora FILE.gguf --scale 0.5")
-    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - takes any user
+    return whole

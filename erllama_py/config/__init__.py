@@ -14,7 +14,7 @@ from erllama_py.config._load import (
     parse_load,
     policy_settings,
 )
-from erllama_py.config._lora import Lora, parse_loras
+from erllama_py.config._lora import Lora, adapter_path, parse_loras
 from erllama_py.config._request import (
     DEFAULT_INFER_TOKENS,
     GenerateOptions,
@@ -34,6 +34,7 @@ __all__ = (
     "Lora",
     "RequestOptions",
     "Speculate",
+    "adapter_path",
     "bytes_of",
     "environment",
     "invalid",

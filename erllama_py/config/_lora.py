@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from erllama_py.errors import ErllamaError
 
-__all__ = ("Lora", "parse_loras")
+__all__ = ("Lora", "adapter_path", "parse_loras")
 
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -28,6 +28,13 @@ class Lora(NamedTuple):
     scale: float
 
 
+def adapter_path(text: str) -> str | None:
+    """Return the absolute path of a file as somebody types it; ``None`` for what is none."""
+    if not text.strip() or "\0" in text:
+        return None
+    return str(Path(os.path.expanduser(text)).absolute())  # noqa: PTH111 - takes any user
+
+
 def parse_loras(texts: Iterable[str]) -> list[Lora]:
     """Read the values of an option ``--lora``; no file is looked at but for its name.
 
@@ -38,12 +45,11 @@ def parse_loras(texts: Iterable[str]) -> list[Lora]:
     for text in texts:
         path, colon, number = text.rpartition(":")
         scaled = bool(colon) and _NUMBER.fullmatch(number) is not None
-        name = path if scaled else text
-        if not name.strip() or "\0" in name:
+        whole = adapter_path(path if scaled else text)
+        if whole is None:
             raise ErllamaError(
                 "badarg", f"--lora {text!r}: there is no path", "--lora FILE.gguf or FILE.gguf:0.5"
             )
-        whole = str(Path(os.path.expanduser(name)).absolute())  # noqa: PTH111 - takes any user
         file = os.path.realpath(whole)
         if file in found:
             raise ErllamaError(
